@@ -1,0 +1,78 @@
+"""The trunk that every decoder family shares, over any range of its layers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TypeVar
+
+import torch
+
+from shoal.compute.linear import Embedding, Linear
+from shoal.errors import InternalError
+from shoal.models.config import DecoderConfig
+from shoal.models.layers import Attend, DecoderLayer, RMSNorm
+from shoal.models.rope import RotaryEmbedding
+from shoal.parallel.partition import Shard
+
+Part = TypeVar("Part")
+
+
+class Decoder:
+    """One shard. Only the first has an embedding; only the last a final norm and a head."""
+
+    def __init__(
+        self,
+        config: DecoderConfig,
+        shard: Shard,
+        *,
+        dtype: torch.dtype,
+        layers: Sequence[DecoderLayer],
+        embedding: Embedding | None = None,
+        final_norm: RMSNorm | None = None,
+        head: Linear | None = None,
+    ) -> None:
+        self.config = config
+        self.shard = shard
+        self._layers = layers
+        self._embedding = embedding
+        self._final_norm = final_norm
+        self._head = head
+        # Rounded to the dtype before it multiplies, as the models were trained.
+        self._embedding_scale = torch.tensor(config.embedding_scale, dtype=dtype).item()
+        ropes = [layer.rope for layer in config.layers[shard.layers.as_slice()]]
+        kinds = list(dict.fromkeys(ropes))
+        self._rope_of_layer = [kinds.index(rope) for rope in ropes]
+        self._rotary = [RotaryEmbedding(rope, config.head_dim, dtype) for rope in kinds]
+
+    def embed(self, tokens_T: torch.Tensor) -> torch.Tensor:
+        """Token ids [T] to the first layer's input [T, E]."""
+        x_TE = _held(self._embedding, "embedding", self.shard)(tokens_T)
+        return x_TE if self._embedding_scale == 1.0 else x_TE * self._embedding_scale
+
+    def __call__(
+        self, x_TE: torch.Tensor, positions_T: torch.Tensor, attend: Attend
+    ) -> torch.Tensor:
+        """Run this shard's layers over the step's tokens [T, E] at `positions_T`."""
+        rotations = [rotary(positions_T) for rotary in self._rotary]
+        for layer, rope in zip(self._layers, self._rope_of_layer, strict=True):
+            x_TE = layer(x_TE, rotations[rope], attend)
+        return x_TE
+
+    def norm(self, x_TE: torch.Tensor) -> torch.Tensor:
+        """The final norm over the last layer's output."""
+        return _held(self._final_norm, "final norm", self.shard)(x_TE)
+
+    def logits(self, x_NE: torch.Tensor) -> torch.Tensor:
+        """Float32 logits [N, V] of normed hidden states, soft cap included."""
+        logits_NV = _held(self._head, "head", self.shard)(x_NE).float()
+        softcap = self.config.final_softcap
+        return logits_NV if softcap is None else torch.tanh(logits_NV / softcap) * softcap
+
+
+def _held(part: Part | None, name: str, shard: Shard) -> Part:
+    if part is None:
+        raise InternalError(
+            f"the shard of layers [{shard.layers.start}, {shard.layers.stop}) of "
+            f"{shard.num_layers} holds no {name}"
+        )
+    return part

@@ -1,0 +1,170 @@
+"""The parts of a decoder layer. They hold the linears they are given, however those work.
+
+Shape suffixes: T tokens, E hidden, H query heads, G KV heads, J = any heads, D head dim,
+N rows asked for, V vocabulary, F = D // 2 frequencies.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Protocol
+
+import torch
+import torch.nn.functional as F
+
+from shoal.compute.linear import Linear
+from shoal.models.config import Activation, DecoderConfig
+from shoal.models.rope import Rotation
+
+AllReduce = Callable[[torch.Tensor], torch.Tensor]
+
+
+class Attend(Protocol):
+    """Attention over what was said so far; the KV cache lives behind it."""
+
+    def __call__(
+        self,
+        layer: int,
+        q_THD: torch.Tensor,
+        k_TGD: torch.Tensor,
+        v_TGD: torch.Tensor,
+        *,
+        scale: float,
+        window: int | None,
+        softcap: float | None,
+    ) -> torch.Tensor:
+        """Store the step's keys and values of `layer` (counted from the model's first), attend.
+
+        q, k and v may be views with strides. `window` is in tokens, the query's own included.
+        Scores are `softcap * tanh(score / softcap)` where a softcap is given. Returns [T, H, D].
+        """
+        ...
+
+
+def gelu_tanh(x: torch.Tensor) -> torch.Tensor:
+    return F.gelu(x, approximate="tanh")
+
+
+ACTIVATIONS: dict[Activation, Callable[[torch.Tensor], torch.Tensor]] = {
+    "silu": F.silu,
+    "gelu": F.gelu,
+    "gelu_tanh": gelu_tanh,
+}
+
+
+class RMSNorm:
+    """Normalises in float32. Computes in the weight's dtype: float32 keeps 1 + w exact."""
+
+    def __init__(self, weight_E: torch.Tensor, eps: float) -> None:
+        self.weight_E = weight_E
+        self.eps = eps
+
+    def __call__(self, x_TE: torch.Tensor) -> torch.Tensor:
+        weight_E = self.weight_E
+        normed_TE = F.rms_norm(x_TE.to(weight_E.dtype), weight_E.shape, weight_E, self.eps)
+        return normed_TE.to(x_TE.dtype)
+
+
+class HeadNorm:
+    """RMSNorm of each query and key head, all heads in one call. weight_JD: a row per head."""
+
+    def __init__(self, weight_JD: torch.Tensor, eps: float) -> None:
+        self.weight_JD = weight_JD
+        self.eps = eps
+
+    def __call__(self, x_TJD: torch.Tensor) -> torch.Tensor:
+        weight_JD = self.weight_JD
+        normed_TJD = F.rms_norm(x_TJD.to(weight_JD.dtype), weight_JD.shape[1:], None, self.eps)
+        return (normed_TJD * weight_JD).to(x_TJD.dtype)
+
+
+class GatedMLP:
+    """`gate_up` holds the rows of gate, then those of up."""
+
+    def __init__(
+        self, gate_up: Linear, down: Linear, activation: Activation, all_reduce: AllReduce
+    ) -> None:
+        self._gate_up = gate_up
+        self._down = down
+        self._activation = ACTIVATIONS[activation]
+        self._all_reduce = all_reduce
+
+    def __call__(self, x_TE: torch.Tensor) -> torch.Tensor:
+        gate, up = self._gate_up(x_TE).chunk(2, dim=-1)
+        return self._all_reduce(self._down(self._activation(gate).mul_(up)))
+
+
+class Attention:
+    """`qkv` holds the rows of `num_kv_heads` KV-head groups: all of q, then k, then v."""
+
+    def __init__(
+        self,
+        config: DecoderConfig,
+        layer: int,
+        num_kv_heads: int,
+        *,
+        qkv: Linear,
+        output: Linear,
+        qk_norm: HeadNorm | None,
+        all_reduce: AllReduce,
+    ) -> None:
+        self._layer = layer
+        self._num_heads = num_kv_heads * config.group_size
+        self._num_qk_heads = self._num_heads + num_kv_heads
+        self._head_dim = config.head_dim
+        self._scale = config.attention_scale
+        self._window = config.layers[layer].window
+        self._softcap = config.attention_softcap
+        self._qkv = qkv
+        self._output = output
+        self._qk_norm = qk_norm
+        self._all_reduce = all_reduce
+
+    def __call__(self, x_TE: torch.Tensor, rotation: Rotation, attend: Attend) -> torch.Tensor:
+        num_tokens = x_TE.shape[0]
+        qkv_TJD = self._qkv(x_TE).view(num_tokens, -1, self._head_dim)
+        qk_TJD = qkv_TJD[:, : self._num_qk_heads]
+        if self._qk_norm is not None:
+            qk_TJD = self._qk_norm(qk_TJD)
+        qk_TJD = rotation(qk_TJD)
+        out_THD = attend(
+            self._layer,
+            qk_TJD[:, : self._num_heads],
+            qk_TJD[:, self._num_heads :],
+            qkv_TJD[:, self._num_qk_heads :],
+            scale=self._scale,
+            window=self._window,
+            softcap=self._softcap,
+        )
+        return self._all_reduce(self._output(out_THD.reshape(num_tokens, -1)))
+
+
+class DecoderLayer:
+    """Norms before attention and MLP; sandwich families have one after each as well."""
+
+    def __init__(
+        self,
+        *,
+        attention_norm: RMSNorm,
+        attention: Attention,
+        post_attention_norm: RMSNorm | None,
+        mlp_norm: RMSNorm,
+        mlp: GatedMLP,
+        post_mlp_norm: RMSNorm | None,
+    ) -> None:
+        self._attention_norm = attention_norm
+        self._attention = attention
+        self._post_attention_norm = post_attention_norm
+        self._mlp_norm = mlp_norm
+        self._mlp = mlp
+        self._post_mlp_norm = post_mlp_norm
+
+    def __call__(self, x_TE: torch.Tensor, rotation: Rotation, attend: Attend) -> torch.Tensor:
+        y_TE = self._attention(self._attention_norm(x_TE), rotation, attend)
+        if self._post_attention_norm is not None:
+            y_TE = self._post_attention_norm(y_TE)
+        x_TE = x_TE + y_TE
+        y_TE = self._mlp(self._mlp_norm(x_TE))
+        if self._post_mlp_norm is not None:
+            y_TE = self._post_mlp_norm(y_TE)
+        return x_TE + y_TE
