@@ -29,24 +29,11 @@ def load_decoder(
     config = decoder_config(source.config)
     _check_shard(config, shard)
     names = inventory.decoder_names(source, config)
-    needed = _needed(config, shard)
-    inventory.check(source, inventory.decoder_shapes(config), names, needed)
-    parts = Parts(source, names, scheme)
-    embedding, head = _ends(config, shard, parts, scheme)
-    return Decoder(
-        config,
-        shard,
-        dtype=scheme.dtype,
-        layers=[
-            _decoder_layer(config, layer, shard, parts, scheme, communicator.all_reduce)
-            for layer in range(shard.layers.start, shard.layers.stop)
-        ],
-        embedding=embedding,
-        final_norm=_rms_norm(config, parts, inventory.FINAL_NORM, scheme)
-        if shard.is_last
-        else None,
-        head=head,
+    inventory.check(source, inventory.decoder_shapes(config), names, _needed(config, shard))
+    builder = _DecoderBuilder(
+        config, shard, Parts(source, names, scheme), scheme, communicator.all_reduce
     )
+    return builder.decoder()
 
 
 def load_encoder(source: TensorSource, *, scheme: Scheme) -> Encoder:
@@ -77,125 +64,123 @@ def _needed(config: DecoderConfig, shard: Shard) -> list[str]:
     return needed
 
 
-def _ends(
-    config: DecoderConfig, shard: Shard, parts: Parts, scheme: Scheme
-) -> tuple[Embedding | None, Linear | None]:
-    """The embedding of the first shard and the head of the last; tied ones share one table."""
-    table = None
-    if shard.is_first or (shard.is_last and config.tied_head):
-        table = _table(parts, inventory.EMBEDDING, scheme)
-    embedding = make_embedding(table, scheme) if shard.is_first and table is not None else None
-    if not shard.is_last:
-        return embedding, None
-    if table is None or not config.tied_head:
-        table = _table(parts, inventory.HEAD, scheme)
-    return embedding, make_head(table, scheme)
+class _DecoderBuilder:
+    def __init__(
+        self,
+        config: DecoderConfig,
+        shard: Shard,
+        parts: Parts,
+        scheme: Scheme,
+        all_reduce: AllReduce,
+    ) -> None:
+        self.config = config
+        self.shard = shard
+        self.parts = parts
+        self.scheme = scheme
+        self.all_reduce = all_reduce
+        # The ranks' outputs are added up: only one of them may carry the bias.
+        self.adds_bias = shard.rank == 0
 
+    def decoder(self) -> Decoder:
+        embedding, head = self.ends()
+        layers = range(self.shard.layers.start, self.shard.layers.stop)
+        return Decoder(
+            self.config,
+            self.shard,
+            dtype=self.scheme.dtype,
+            layers=[self.layer(layer) for layer in layers],
+            embedding=embedding,
+            final_norm=self.norm(inventory.FINAL_NORM) if self.shard.is_last else None,
+            head=head,
+        )
 
-def _table(parts: Parts, name: str, scheme: Scheme) -> torch.Tensor | Affine4:
-    table = parts.matrix(name)
-    if scheme.quantize == "none" and isinstance(table, torch.Tensor):
-        # Cast once, so that a tied embedding and head share the result instead of casting twice.
-        return table.to(scheme.dtype)
-    return table
+    def ends(self) -> tuple[Embedding | None, Linear | None]:
+        """The embedding of the first shard and the head of the last; tied ones share a table."""
+        shard, is_tied = self.shard, self.config.tied_head
+        table = None
+        if shard.is_first or (shard.is_last and is_tied):
+            table = self.table(inventory.EMBEDDING)
+        embedding = None
+        if shard.is_first and table is not None:
+            embedding = make_embedding(table, self.scheme)
+        if not shard.is_last:
+            return embedding, None
+        if table is None or not is_tied:
+            table = self.table(inventory.HEAD)
+        return embedding, make_head(table, self.scheme)
 
+    def table(self, name: str) -> torch.Tensor | Affine4:
+        table = self.parts.matrix(name)
+        if self.scheme.quantize == "none" and isinstance(table, torch.Tensor):
+            # Cast here, so that a tied embedding and head share the result.
+            return table.to(self.scheme.dtype)
+        return table
 
-def _decoder_layer(
-    config: DecoderConfig,
-    layer: int,
-    shard: Shard,
-    parts: Parts,
-    scheme: Scheme,
-    all_reduce: AllReduce,
-) -> DecoderLayer:
-    prefix = inventory.layer_prefix(layer)
+    def layer(self, layer: int) -> DecoderLayer:
+        prefix = inventory.layer_prefix(layer)
+        sandwich = self.config.sandwich_norms
+        attention_end, mlp_end = "post_attention_layernorm", "post_feedforward_layernorm"
+        mlp_start = "pre_feedforward_layernorm" if sandwich else "post_attention_layernorm"
+        return DecoderLayer(
+            attention_norm=self.norm(f"{prefix}input_layernorm.weight"),
+            attention=self.attention(layer, f"{prefix}self_attn."),
+            post_attention_norm=self.norm(f"{prefix}{attention_end}.weight") if sandwich else None,
+            mlp_norm=self.norm(f"{prefix}{mlp_start}.weight"),
+            mlp=self.mlp(f"{prefix}mlp."),
+            post_mlp_norm=self.norm(f"{prefix}{mlp_end}.weight") if sandwich else None,
+        )
 
-    def norm(name: str) -> RMSNorm:
-        return _rms_norm(config, parts, f"{prefix}{name}.weight", scheme)
-
-    sandwich = config.sandwich_norms
-    return DecoderLayer(
-        attention_norm=norm("input_layernorm"),
-        attention=_attention(config, layer, shard, parts, scheme, all_reduce),
-        post_attention_norm=norm("post_attention_layernorm") if sandwich else None,
-        mlp_norm=norm("pre_feedforward_layernorm" if sandwich else "post_attention_layernorm"),
-        mlp=_mlp(config, f"{prefix}mlp.", shard, parts, all_reduce),
-        post_mlp_norm=norm("post_feedforward_layernorm") if sandwich else None,
-    )
-
-
-def _attention(
-    config: DecoderConfig,
-    layer: int,
-    shard: Shard,
-    parts: Parts,
-    scheme: Scheme,
-    all_reduce: AllReduce,
-) -> Attention:
-    prefix = f"{inventory.layer_prefix(layer)}self_attn."
-    q_span = shard.kv_heads.scaled(config.group_size * config.head_dim)
-    kv_span = shard.kv_heads.scaled(config.head_dim)
-    q_rows = _part_of(q_span, config.num_heads * config.head_dim)
-    kv_rows = _part_of(kv_span, config.num_kv_heads * config.head_dim)
-    return Attention(
-        config,
-        layer,
-        len(shard.kv_heads),
-        qkv=parts.linear(
-            [
+    def attention(self, layer: int, prefix: str) -> Attention:
+        config, kv_heads = self.config, self.shard.kv_heads
+        q_size, kv_size = config.group_size * config.head_dim, config.head_dim
+        q_rows = _part(kv_heads.scaled(q_size), config.num_kv_heads * q_size)
+        kv_rows = _part(kv_heads.scaled(kv_size), config.num_kv_heads * kv_size)
+        return Attention(
+            config,
+            layer,
+            len(kv_heads),
+            qkv=self.parts.linear(
                 (f"{prefix}q_proj", q_rows),
                 (f"{prefix}k_proj", kv_rows),
                 (f"{prefix}v_proj", kv_rows),
-            ]
-        ),
-        output=parts.linear(
-            [(f"{prefix}o_proj", None)], columns=q_rows, with_bias=_adds_bias(shard)
-        ),
-        qk_norm=_head_norm(config, prefix, len(shard.kv_heads), parts, scheme),
-        all_reduce=all_reduce,
-    )
+            ),
+            output=self.parts.linear(
+                (f"{prefix}o_proj", None), columns=q_rows, with_bias=self.adds_bias
+            ),
+            qk_norm=self.head_norm(prefix) if config.qk_norm else None,
+            all_reduce=self.all_reduce,
+        )
+
+    def mlp(self, prefix: str) -> GatedMLP:
+        columns = _part(self.shard.mlp_columns, self.config.mlp_size)
+        return GatedMLP(
+            self.parts.linear((f"{prefix}gate_proj", columns), (f"{prefix}up_proj", columns)),
+            self.parts.linear(
+                (f"{prefix}down_proj", None), columns=columns, with_bias=self.adds_bias
+            ),
+            self.config.activation,
+            self.all_reduce,
+        )
+
+    def norm(self, name: str) -> RMSNorm:
+        return RMSNorm(self.norm_weight(name), self.config.norm_eps)
+
+    def head_norm(self, prefix: str) -> HeadNorm:
+        num_kv_heads = len(self.shard.kv_heads)
+        q_D = self.norm_weight(f"{prefix}q_norm.weight")
+        k_D = self.norm_weight(f"{prefix}k_norm.weight")
+        rows = [q_D] * (num_kv_heads * self.config.group_size) + [k_D] * num_kv_heads
+        return HeadNorm(torch.stack(rows), self.config.norm_eps)
+
+    def norm_weight(self, name: str) -> torch.Tensor:
+        if not self.config.norm_offset:
+            return self.parts.vector(name)
+        return self.parts.vector(name, torch.float32) + self.config.norm_offset
 
 
-def _mlp(
-    config: DecoderConfig, prefix: str, shard: Shard, parts: Parts, all_reduce: AllReduce
-) -> GatedMLP:
-    columns = _part_of(shard.mlp_columns, config.mlp_size)
-    return GatedMLP(
-        parts.linear([(f"{prefix}gate_proj", columns), (f"{prefix}up_proj", columns)]),
-        parts.linear([(f"{prefix}down_proj", None)], columns=columns, with_bias=_adds_bias(shard)),
-        config.activation,
-        all_reduce,
-    )
-
-
-def _adds_bias(shard: Shard) -> bool:
-    """The ranks' outputs are added up: only one of them may carry the bias."""
-    return shard.rank == 0
-
-
-def _part_of(span: Span, size: int) -> Span | None:
+def _part(span: Span, size: int) -> Span | None:
+    """None for all of it: a reader may have a shorter way to read a tensor whole."""
     return None if len(span) == size else span
-
-
-def _norm_weight(config: DecoderConfig, parts: Parts, name: str, scheme: Scheme) -> torch.Tensor:
-    if not config.norm_offset:
-        return parts.vector(name, scheme.dtype)
-    return parts.vector(name, torch.float32) + config.norm_offset
-
-
-def _rms_norm(config: DecoderConfig, parts: Parts, name: str, scheme: Scheme) -> RMSNorm:
-    return RMSNorm(_norm_weight(config, parts, name, scheme), config.norm_eps)
-
-
-def _head_norm(
-    config: DecoderConfig, prefix: str, num_kv_heads: int, parts: Parts, scheme: Scheme
-) -> HeadNorm | None:
-    if not config.qk_norm:
-        return None
-    q_D = _norm_weight(config, parts, f"{prefix}q_norm.weight", scheme)
-    k_D = _norm_weight(config, parts, f"{prefix}k_norm.weight", scheme)
-    rows = [q_D] * (num_kv_heads * config.group_size) + [k_D] * num_kv_heads
-    return HeadNorm(torch.stack(rows), config.norm_eps)
 
 
 def _encoder_layer(config: EncoderConfig, layer: int, parts: Parts) -> EncoderLayer:
@@ -203,11 +188,15 @@ def _encoder_layer(config: EncoderConfig, layer: int, parts: Parts) -> EncoderLa
     attention = f"{prefix}attention."
     return EncoderLayer(
         config,
-        qkv=parts.linear([(f"{attention}self.{name}", None) for name in ("query", "key", "value")]),
-        output=parts.linear([(f"{attention}output.dense", None)]),
+        qkv=parts.linear(
+            (f"{attention}self.query", None),
+            (f"{attention}self.key", None),
+            (f"{attention}self.value", None),
+        ),
+        output=parts.linear((f"{attention}output.dense", None)),
         attention_norm=_layer_norm(config, parts, f"{attention}output.LayerNorm"),
-        up=parts.linear([(f"{prefix}intermediate.dense", None)]),
-        down=parts.linear([(f"{prefix}output.dense", None)]),
+        up=parts.linear((f"{prefix}intermediate.dense", None)),
+        down=parts.linear((f"{prefix}output.dense", None)),
         mlp_norm=_layer_norm(config, parts, f"{prefix}output.LayerNorm"),
     )
 

@@ -41,9 +41,7 @@ class Parts:
                 return packed
         return self._source.dense(self._names[name], row_slice, column_slice)
 
-    def linear(
-        self, parts: Sequence[Rows], *, columns: Span | None = None, with_bias: bool = True
-    ) -> Linear:
+    def linear(self, *parts: Rows, columns: Span | None = None, with_bias: bool = True) -> Linear:
         """One linear layer whose rows are those of `parts`, one after the other.
 
         `parts` are names without ".weight" and ".bias"; a part without a bias makes none.
