@@ -5,10 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 import transformers
-from tiny_checkpoints import VOCAB_SIZE, FolderSource, randomise
+from tiny_checkpoints import VOCAB_SIZE, randomise
 
 from shoal.compute.linear import Scheme
 from shoal.weights.loader import load_encoder
+from shoal.weights.safetensors_file import SafetensorsFolder
 
 
 @torch.inference_mode()
@@ -34,7 +35,7 @@ def test_hidden_states_equal_those_of_transformers(model_class, tmp_path):
     theirs_TE = torch.cat(
         [trunk(tokens[None]).last_hidden_state[0] for tokens in tokens_T.split(lengths)]
     )
-    ours_TE = load_encoder(FolderSource(tmp_path), scheme=Scheme())(tokens_T, lengths)
+    ours_TE = load_encoder(SafetensorsFolder(tmp_path), scheme=Scheme())(tokens_T, lengths)
     error = (ours_TE - theirs_TE).abs().max().item()
     print(f"max error {error:.1e}")
     assert error < 1e-5

@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
-from tiny_checkpoints import FolderSource, computed, whole
+from tiny_checkpoints import computed, whole
 
 from shoal.compute.linear import Scheme
 from shoal.models.config import decoder_config
@@ -15,6 +15,7 @@ from shoal.models.dense_attention import dense_attention
 from shoal.parallel.communicator import Solo
 from shoal.parallel.partition import Shard, Span
 from shoal.weights.loader import load_decoder
+from shoal.weights.safetensors_file import SafetensorsFolder
 
 
 class ThreadCommunicator:
@@ -54,19 +55,21 @@ def load(source, layers=None, kv_heads=None, mlp_columns=None, communicator=None
 def test_two_layer_ranges_equal_the_whole_bitwise(name, border, golden):
     case = golden(name)
     positions_T = torch.arange(len(case.tokens_T))
-    first = load(FolderSource(case.folder), layers=Span(0, border))
-    last = load(FolderSource(case.folder), layers=Span(border, 4))
+    first = load(SafetensorsFolder(case.folder), layers=Span(0, border))
+    last = load(SafetensorsFolder(case.folder), layers=Span(border, 4))
     x_TE = first(first.embed(case.tokens_T), positions_T, dense_attention)
     x_TE = last(x_TE, positions_T, dense_attention)
-    whole_TV = computed(FolderSource(case.folder), case.tokens_T)
+    whole_TV = computed(SafetensorsFolder(case.folder), case.tokens_T)
     assert torch.equal(last.logits(last.norm(x_TE)), whole_TV)
 
 
+@torch.inference_mode()
 @pytest.mark.parametrize("name", ["llama-biases", "qwen2", "qwen3", "gemma3"])
 @pytest.mark.parametrize(
     ("head_shares", "column_shares"), [([2, 1], [63, 37]), ([1, 1, 1], [50, 30, 20])]
 )
 def test_unequal_tensor_ranks_add_up_to_the_whole(name, head_shares, column_shares, golden):
+    """Measured: max error 8e-6, from adding in another order."""
     case = golden(name)
     num_ranks = len(head_shares)
     barrier, partials = threading.Barrier(num_ranks), [torch.empty(0)] * num_ranks
@@ -74,7 +77,7 @@ def test_unequal_tensor_ranks_add_up_to_the_whole(name, head_shares, column_shar
     def logits_of(rank: int) -> torch.Tensor:
         communicator = ThreadCommunicator(rank, barrier, partials)
         decoder = load(
-            FolderSource(case.folder),
+            SafetensorsFolder(case.folder),
             kv_heads=share(head_shares, rank),
             mlp_columns=share(column_shares, rank),
             communicator=communicator,
@@ -87,8 +90,10 @@ def test_unequal_tensor_ranks_add_up_to_the_whole(name, head_shares, column_shar
     with ThreadPoolExecutor(num_ranks) as pool:
         logits = list(pool.map(logits_of, range(num_ranks)))
     assert all(torch.equal(logits[0], other) for other in logits[1:])
-    error = (logits[0] - case.logits_TV).abs().max().item()
-    assert error < 1e-4, error
+    whole_TV = computed(SafetensorsFolder(case.folder), case.tokens_T)
+    error = (logits[0] - whole_TV).abs().max().item()
+    print(f"{name} {head_shares}: max error {error:.1e}")
+    assert error < 2e-5
 
 
 def share(shares: list[int], rank: int) -> Span:
@@ -97,7 +102,7 @@ def share(shares: list[int], rank: int) -> Span:
 
 
 def bytes_read(folder, **parts) -> int:
-    source = FolderSource(folder)
+    source = SafetensorsFolder(folder)
     load(source, **parts)
     return source.bytes_read
 
@@ -131,6 +136,6 @@ def test_ranks_read_every_byte_of_a_layer_once_but_the_norms(golden):
 
 
 def test_a_tied_head_shares_the_embedding_table(golden):
-    decoder = load(FolderSource(golden("llama-tied").folder))
+    decoder = load(SafetensorsFolder(golden("llama-tied").folder))
     embedding, head = decoder._embedding, decoder._head
     assert embedding.table_VE.data_ptr() == head.weight_NK.data_ptr()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +9,6 @@ from typing import Any
 
 import torch
 import transformers
-from safetensors import safe_open
 
 from shoal.compute.linear import Scheme
 from shoal.models.config import DecoderConfig, decoder_config
@@ -90,35 +88,6 @@ class Golden:
     folder: Path
     tokens_T: torch.Tensor
     logits_TV: torch.Tensor
-
-
-class FolderSource:
-    """A TensorSource over a folder that `save_pretrained` wrote."""
-
-    def __init__(self, folder: Path) -> None:
-        self.config: dict[str, Any] = json.loads((folder / "config.json").read_text())
-        self.bytes_read = 0
-        self._file = safe_open(folder / "model.safetensors", "pt")
-
-    def names(self) -> frozenset[str]:
-        return frozenset(self._file.keys())
-
-    def shape(self, name: str) -> tuple[int, ...]:
-        return tuple(self._file.get_slice(name).get_shape())
-
-    def dense(
-        self, name: str, rows: slice | None = None, columns: slice | None = None
-    ) -> torch.Tensor:
-        part = self._file.get_slice(name)[rows or slice(None)]
-        part = part if columns is None else part[:, columns]
-        self.bytes_read += part.nbytes
-        return part
-
-    def affine4(self, *_: object) -> None:
-        return None
-
-    def close(self) -> None:
-        pass
 
 
 def randomise(model: torch.nn.Module) -> None:

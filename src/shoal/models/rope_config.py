@@ -119,7 +119,7 @@ def _rope_of_kind(
                 truncate=bool(parameters.get("truncate", True)),
             )
         case "freq_factors":
-            return FactorsRope(theta=theta, factors=tuple(map(float, parameters["freq_factors"])))
+            return FactorsRope(theta=theta, factors=tuple(map(float, parameters["factors"])))
     raise UnsupportedModel(
         f"rope type '{kind}' is unsupported; supported are {', '.join(SUPPORTED_TYPES)}"
     )
