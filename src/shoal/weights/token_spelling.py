@@ -15,7 +15,9 @@ _WORD_PIECE = "##"
 
 class TokenSpelling:
     def __init__(self, backend: Backend) -> None:
-        decoders = _decoder_types(json.loads(backend.to_str()).get("decoder"))
+        # The decoder's state is its JSON; that of the whole tokenizer takes a second to write.
+        state = backend.decoder.__getstate__() if backend.decoder is not None else b"null"
+        decoders = _decoder_types(json.loads(state))
         self._backend = backend
         self._added = {
             token_id: token.content

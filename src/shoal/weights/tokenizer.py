@@ -2,27 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
 from typing import Any
 
 from tokenizers import Tokenizer as Backend
 
 from shoal.errors import InvalidRequest, UnsupportedByModel
+from shoal.weights.cache import Progress, silent
 from shoal.weights.chat_template import ChatTemplate
+from shoal.weights.source import ModelFiles
 from shoal.weights.text_stream import TextStream
 from shoal.weights.token_spelling import TokenSpelling
+from shoal.weights.tokenizer_files import SpecialTokens, read_tokenizer
 
-__all__ = ["SpecialTokens", "TextStream", "Tokenizer"]
+__all__ = ["SpecialTokens", "TextStream", "Tokenizer", "load_tokenizer"]
 
 
-@dataclass(frozen=True, slots=True)
-class SpecialTokens:
-    """`named` are the tokens a chat template may use, such as bos_token."""
-
-    bos_id: int | None = None
-    eos_ids: frozenset[int] = frozenset()
-    named: Mapping[str, str] = field(default_factory=dict)
+def load_tokenizer(files: ModelFiles, *, report: Progress | None = None) -> Tokenizer:
+    """Raises SourceError when the files hold no tokenizer that can be read."""
+    found = read_tokenizer(files, report or silent)
+    return Tokenizer(found.backend, found.special, found.chat_template)
 
 
 class Tokenizer:
