@@ -1,0 +1,23 @@
+"""Shoal: one language model, many ordinary machines, and no stream breaks."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from importlib.metadata import version
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from shoal.engine.llm import LLM as LLM
+    from shoal.request import SamplingParams as SamplingParams
+
+__version__ = version("shoal")
+__all__ = ["LLM", "SamplingParams", "__version__"]
+
+# Imported when first asked for: `import shoal` itself loads nothing heavy.
+_HOMES = {"LLM": "shoal.engine.llm", "SamplingParams": "shoal.request"}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'shoal' has no attribute '{name}'")
+    return getattr(import_module(_HOMES[name]), name)

@@ -1,0 +1,146 @@
+"""From logits to tokens, a whole batch at once. Randomness is a pure function of (seed, position).
+
+Order, as in transformers: bias and penalties, temperature, top-k, top-p, min-p. Reported
+log-probabilities are those of the model itself, before any of these.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from shoal.compute.penalties import adjust_logits, needs_adjusting
+from shoal.messages import Sampling, TokenLogprobs
+
+# top-k and top-p look at this many best tokens first: a partial sort is 20 times cheaper than
+# sorting a vocabulary, and the count must not depend on the batch or ties would.
+NUM_CANDIDATES = 1024
+
+_MASK = 2**64 - 1
+
+
+def sample(logits_NV: torch.Tensor, samplings: list[Sampling]) -> list[int]:
+    """One token id per row of float32 logits [N, V]; logits are overwritten where adjusted."""
+    for row, sampling in enumerate(samplings):
+        if needs_adjusting(sampling):
+            adjust_logits(logits_NV[row], sampling)
+    drawn = logits_NV.argmax(dim=-1).tolist()
+    random_rows = [row for row, sampling in enumerate(samplings) if sampling.temperature > 0.0]
+    dense = [row for row in random_rows if not _truncates(samplings[row])]
+    truncated = [row for row in random_rows if _truncates(samplings[row])]
+    for rows, draw in ((dense, _draw_from_all), (truncated, _draw_from_best)):
+        if rows:
+            tokens = draw(logits_NV[rows], [samplings[row] for row in rows])
+            for row, token in zip(rows, tokens, strict=True):
+                drawn[row] = token
+    return drawn
+
+
+def uniform(seed: int, position: int) -> float:
+    """A number in [0, 1) for this seed and position: splitmix64's finaliser (Steele, Lea and
+    Flood, 2014), applied to the position and then to the seed."""
+    mixed = _mix((seed & _MASK) ^ _mix((position + 0x9E3779B97F4A7C15) & _MASK))
+    return (mixed >> 11) * 2.0**-53
+
+
+def sample_seed(seed: int, index: int) -> int:
+    """The seed of sample `index` of a request; sample 0 keeps the request's own."""
+    return seed if index == 0 else _mix((seed & _MASK) ^ _mix(index)) >> 1
+
+
+def token_logprobs(
+    logits_NV: torch.Tensor, targets: list[int], num_top: list[int]
+) -> list[TokenLogprobs]:
+    """Log-probability of each row's target and of its `num_top` best tokens."""
+    logprobs_NV = logits_NV.log_softmax(dim=-1)
+    chosen = logprobs_NV.gather(1, torch.tensor(targets).unsqueeze(1).to(logits_NV.device))
+    best = logprobs_NV.topk(max(1, max(num_top)))
+    rows = zip(
+        chosen.squeeze(1).tolist(),
+        best.indices.tolist(),
+        best.values.tolist(),
+        num_top,
+        strict=True,
+    )
+    return [TokenLogprobs(value, ids[:n], values[:n]) for value, ids, values, n in rows]
+
+
+def _truncates(sampling: Sampling) -> bool:
+    return sampling.top_k > 0 or sampling.top_p < 1.0
+
+
+def _draw_from_all(logits_NV: torch.Tensor, samplings: list[Sampling]) -> list[int]:
+    """Rows without top-k and top-p: no order needed, the vocabulary's own will do."""
+    probs_NV = _tempered(logits_NV, samplings).softmax(dim=-1)
+    return _invert_cdf(_apply_min_p(probs_NV, samplings), samplings).tolist()
+
+
+def _draw_from_best(logits_NV: torch.Tensor, samplings: list[Sampling]) -> list[int]:
+    """Rows with top-k or top-p, from the best candidates if they are sure to be enough."""
+    tempered_NV = _tempered(logits_NV, samplings)
+    num_candidates = min(NUM_CANDIDATES, tempered_NV.shape[-1])
+    best = tempered_NV.topk(num_candidates, dim=-1)
+    # A row's probabilities are of its top-k tokens where that is set, else of the vocabulary.
+    total_N1 = tempered_NV.logsumexp(dim=-1, keepdim=True)
+    probs_NC = (best.values - total_N1).exp()
+    enough = [
+        0 < s.top_k <= num_candidates or mass >= s.top_p
+        for s, mass in zip(samplings, probs_NC.sum(dim=-1).tolist(), strict=True)
+    ]
+    tokens = [0] * len(samplings)
+    rows = [row for row, is_enough in enumerate(enough) if is_enough]
+    if rows:
+        chosen = [samplings[row] for row in rows]
+        picks = _pick_sorted(probs_NC[rows], chosen)
+        ids = best.indices[rows].gather(1, picks.unsqueeze(1)).squeeze(1).tolist()
+        for row, token in zip(rows, ids, strict=True):
+            tokens[row] = token
+    for row in (row for row, is_enough in enumerate(enough) if not is_enough):
+        tokens[row] = _draw_sorted(tempered_NV[row : row + 1], samplings[row])
+    return tokens
+
+
+def _draw_sorted(tempered_1V: torch.Tensor, sampling: Sampling) -> int:
+    """The slow road for a flat distribution: sort the whole vocabulary."""
+    ordered = tempered_1V.sort(dim=-1, descending=True, stable=True)
+    pick = _pick_sorted(ordered.values.softmax(dim=-1), [sampling])
+    return int(ordered.indices[0, pick[0]])
+
+
+def _pick_sorted(probs_NC: torch.Tensor, samplings: list[Sampling]) -> torch.Tensor:
+    """Column drawn per row from probabilities in falling order, after top-k, top-p and min-p."""
+    num_columns = probs_NC.shape[-1]
+    top_k = torch.tensor([s.top_k or num_columns for s in samplings]).unsqueeze(1)
+    kept_NC = probs_NC.double().masked_fill(torch.arange(num_columns) >= top_k, 0.0)
+    has_top_k = torch.tensor([s.top_k > 0 for s in samplings]).unsqueeze(1)
+    kept_NC = torch.where(has_top_k, kept_NC / kept_NC.sum(dim=-1, keepdim=True), kept_NC)
+    top_p = torch.tensor([s.top_p for s in samplings], dtype=torch.float64).unsqueeze(1)
+    mass_before_NC = kept_NC.cumsum(dim=-1) - kept_NC
+    # The best token always stays, whatever top_p says.
+    beyond_NC = (mass_before_NC >= top_p) & (torch.arange(num_columns) > 0)
+    return _invert_cdf(_apply_min_p(kept_NC.masked_fill(beyond_NC, 0.0), samplings), samplings)
+
+
+def _tempered(logits_NV: torch.Tensor, samplings: list[Sampling]) -> torch.Tensor:
+    """Shifted so that the best is 0: a tiny temperature must not overflow into inf - inf."""
+    temperatures = torch.tensor([s.temperature for s in samplings]).clamp_min(1e-5).unsqueeze(1)
+    return (logits_NV - logits_NV.amax(dim=-1, keepdim=True)) / temperatures
+
+
+def _apply_min_p(probs: torch.Tensor, samplings: list[Sampling]) -> torch.Tensor:
+    if all(s.min_p == 0.0 for s in samplings):
+        return probs
+    min_p = torch.tensor([s.min_p for s in samplings], dtype=probs.dtype).unsqueeze(1)
+    return probs.masked_fill(probs < min_p * probs.amax(dim=-1, keepdim=True), 0.0)
+
+
+def _invert_cdf(probs: torch.Tensor, samplings: list[Sampling]) -> torch.Tensor:
+    """The column where the running sum first passes each row's uniform number [N]."""
+    cdf = probs.double().cumsum(dim=-1)
+    draws = torch.tensor([uniform(s.seed, s.position) for s in samplings], dtype=torch.float64)
+    return torch.searchsorted(cdf, (draws * cdf[:, -1]).unsqueeze(1), right=True).squeeze(1)
+
+
+def _mix(z: int) -> int:
+    z = ((z ^ (z >> 30)) * 0xBF58476D1CE4E5B9) & _MASK
+    z = ((z ^ (z >> 27)) * 0x94D049BB133111EB) & _MASK
+    return z ^ (z >> 31)

@@ -1,0 +1,53 @@
+"""Settings of an engine. Values from the command line or `LLM(...)`, checked once, then fixed."""
+
+from __future__ import annotations
+
+import re
+from typing import Literal
+
+import msgspec
+
+from shoal.errors import ConfigError
+
+DType = Literal["auto", "float32", "bfloat16"]
+Quantize = Literal["auto", "none", "int8", "int4"]
+
+_UNIT_BYTES = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}
+_BINARY_UNIT_BYTES = {"k": 2**10, "m": 2**20, "g": 2**30, "t": 2**40}
+
+
+class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """`kv_memory_bytes=None` sizes the KV cache from the memory that is free."""
+
+    model: str
+    dtype: DType = "auto"
+    quantize: Quantize = "auto"
+    max_context: int | None = None
+    kv_memory_bytes: int | None = None
+    block_size: int = 16
+    max_step_tokens: int = 512
+    max_running: int = 256
+    max_waiting: int = 4096
+    prefix_caching: bool = True
+    num_threads: int | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("block_size", "max_step_tokens", "max_running", "max_waiting"):
+            _positive(name, getattr(self, name))
+        for name in ("max_context", "kv_memory_bytes", "num_threads"):
+            if getattr(self, name) is not None:
+                _positive(name, getattr(self, name))
+
+
+def parse_bytes(text: str) -> int:
+    """`512M`, `2GiB`, `1.5 GB` or a plain number of bytes, as an int."""
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([kmgt]?)(i?)b?\s*", text.lower())
+    if not match or (match[3] and not match[2]):
+        raise ConfigError(f"'{text}' is not an amount of memory; write it like 512M, 2GiB or 1.5GB")
+    number, unit, binary = match.groups()
+    return int(float(number) * (_BINARY_UNIT_BYTES[unit] if binary else _UNIT_BYTES[unit]))
+
+
+def _positive(name: str, value: int) -> None:
+    if value <= 0:
+        raise ConfigError(f"{name} must be positive, got {value}")

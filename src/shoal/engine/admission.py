@@ -1,0 +1,103 @@
+"""From what a client asked to the requests the scheduler runs: checked, every default filled."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from shoal.compute.sampler import sample_seed
+from shoal.engine.api import ModelInfo
+from shoal.errors import ContextTooLong, InvalidRequest, UnsupportedByModel
+from shoal.request import Request, SamplingParams
+
+
+def generation_requests(
+    prompt_tokens: list[int],
+    params: SamplingParams,
+    *,
+    info: ModelInfo,
+    eos_ids: frozenset[int],
+    first_id: int,
+    seed: int,
+    priority: int,
+    arrival_s: float,
+) -> list[Request]:
+    """One request per sample, in a group that shares the prompt.
+
+    Raises InvalidRequest, ContextTooLong, UnsupportedByModel.
+    """
+    if not info.can_generate:
+        raise UnsupportedByModel(
+            f"{info.name} is an encoder: it makes embeddings and cannot generate text",
+            param="model",
+        )
+    _check_prompt(prompt_tokens, info)
+    _check_ids("logit_bias", params.logit_bias, info)
+    _check_ids("stop_token_ids", params.stop_token_ids, info)
+    stop_ids = frozenset(params.stop_token_ids) | (frozenset() if params.ignore_eos else eos_ids)
+    max_tokens = params.max_tokens or info.max_context - len(prompt_tokens)
+    if max_tokens < params.min_tokens:
+        raise ContextTooLong(
+            f"min_tokens={params.min_tokens} after {len(prompt_tokens)} prompt tokens do not fit "
+            f"the context of {info.max_context} tokens",
+            param="min_tokens",
+            code="context_length_exceeded",
+        )
+    return [
+        Request(
+            request_id=first_id + index,
+            prompt_tokens=prompt_tokens,
+            params=params,
+            max_tokens=max_tokens,
+            seed=sample_seed(seed, index),
+            stop_ids=stop_ids,
+            priority=priority,
+            arrival_s=arrival_s,
+            group=first_id if params.n > 1 else None,
+        )
+        for index in range(params.n)
+    ]
+
+
+def pooling_request(
+    prompt_tokens: list[int],
+    *,
+    info: ModelInfo,
+    request_id: int,
+    priority: int,
+    arrival_s: float,
+) -> Request:
+    """Raises InvalidRequest for an empty prompt or unknown tokens."""
+    _check_prompt(prompt_tokens, info)
+    return Request(
+        request_id=request_id,
+        prompt_tokens=prompt_tokens,
+        params=SamplingParams(max_tokens=1),
+        max_tokens=1,
+        seed=0,
+        priority=priority,
+        arrival_s=arrival_s,
+        pooling=True,
+        splittable=info.can_generate,
+    )
+
+
+def _check_prompt(prompt_tokens: list[int], info: ModelInfo) -> None:
+    if not prompt_tokens:
+        raise InvalidRequest("the prompt is empty: it needs at least one token", param="prompt")
+    if len(prompt_tokens) + info.can_generate > info.max_context:
+        raise ContextTooLong(
+            f"the prompt has {len(prompt_tokens)} tokens and the context {info.max_context}"
+            f"{', which must hold an answer too' if info.can_generate else ''}: shorten the prompt",
+            param="prompt",
+            code="context_length_exceeded",
+        )
+    _check_ids("prompt", prompt_tokens, info)
+
+
+def _check_ids(param: str, token_ids: Iterable[int], info: ModelInfo) -> None:
+    outside = next((i for i in token_ids if not 0 <= i < info.vocab_size), None)
+    if outside is not None:
+        raise InvalidRequest(
+            f"{param} names token {outside}; {info.name} has tokens 0 to {info.vocab_size - 1}",
+            param=param,
+        )

@@ -1,0 +1,103 @@
+"""What an engine shows to those above it: the values of its interface."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from typing import Protocol
+
+import msgspec
+
+from shoal.messages import TokenLogprobs
+from shoal.request import FinishReason, SamplingParams
+from shoal.weights.tokenizer import Tokenizer
+
+
+class Delta(msgspec.Struct, frozen=True, kw_only=True):
+    """What one step added to one sample.
+
+    `text` may lag behind `token_ids`: characters wait until their bytes are complete and until
+    they cannot be the start of a stop string. `logprobs` is parallel to `token_ids`. With a
+    `finish_reason`, it is the sample's last. `prompt_logprobs` and `num_cached_tokens` come with
+    sample 0's first delta; entry i of `prompt_logprobs` scores prompt token i + 1.
+    """
+
+    index: int
+    text: str = ""
+    token_ids: list[int] = []
+    logprobs: list[TokenLogprobs] | None = None
+    finish_reason: FinishReason | None = None
+    stop_match: str | int | None = None
+    prompt_logprobs: list[TokenLogprobs] | None = None
+    num_cached_tokens: int = 0
+
+
+class ModelInfo(msgspec.Struct, frozen=True, kw_only=True):
+    """`max_context` counts prompt and answer tokens together."""
+
+    name: str
+    max_context: int
+    vocab_size: int
+    can_generate: bool
+    created_s: int
+    description: str
+
+
+class EngineStats(msgspec.Struct, frozen=True, kw_only=True):
+    """Gauges of now, then counters since the start."""
+
+    num_waiting: int = 0
+    num_running: int = 0
+    num_blocks: int = 0
+    num_used_blocks: int = 0
+    num_cached_blocks: int = 0
+    prompt_tokens: int = 0
+    prefix_hit_tokens: int = 0
+    generated_tokens: int = 0
+    preemptions: int = 0
+    steps: int = 0
+    step_seconds: float = 0.0
+    schedule_seconds: float = 0.0
+
+
+class Health(msgspec.Struct, frozen=True, kw_only=True):
+    """`ok` is False when no step has finished for too long while work waits, or the loop died."""
+
+    ok: bool
+    reason: str
+    since_progress_s: float
+
+
+class Stream(Protocol):
+    """One submitted request. Iterate to its end, or `cancel()`; cancelling twice is harmless."""
+
+    def __aiter__(self) -> AsyncIterator[Delta]: ...
+
+    def cancel(self) -> None: ...
+
+
+class AsyncEngine(Protocol):
+    """Called from one asyncio event loop; never blocks it for longer than bookkeeping takes."""
+
+    @property
+    def info(self) -> ModelInfo: ...
+
+    @property
+    def tokenizer(self) -> Tokenizer: ...
+
+    def submit(
+        self, prompt_tokens: list[int], params: SamplingParams, *, priority: int = 0
+    ) -> Stream:
+        """Queue `params.n` samples of a prompt.
+
+        Raises InvalidRequest (empty prompt, token id outside the vocabulary), ContextTooLong,
+        UnsupportedByModel (an encoder cannot generate), QueueFull, EngineStopped.
+        """
+        ...
+
+    async def embed(self, prompt_tokens: list[int], *, priority: int = 0) -> list[float]:
+        """The mean of the last hidden states, scaled to length 1. Raises as `submit` does."""
+        ...
+
+    def stats(self) -> EngineStats: ...
+
+    def health(self) -> Health: ...

@@ -1,0 +1,262 @@
+"""The head of a replica: schedule, run, publish, over and over.
+
+Submitting and cancelling are safe from any thread; `step` belongs to one thread. The lock is
+held for bookkeeping only, never while a step computes.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Iterable
+
+from shoal.engine.admission import generation_requests, pooling_request
+from shoal.engine.api import Delta, EngineStats, Health, ModelInfo
+from shoal.engine.detokenizer import Detokenizer
+from shoal.engine.executor import Executor
+from shoal.engine.job import Deliver, Item, Job, Sample
+from shoal.errors import EngineStopped, InternalError, ShoalError
+from shoal.messages import Event, StepResult
+from shoal.request import Request, SamplingParams
+from shoal.schedule.scheduler import Scheduler
+from shoal.weights.tokenizer import Tokenizer
+
+log = logging.getLogger(__name__)
+
+
+class Engine:
+    """Requests in, deltas out. `stall_s`: how long work may wait without a finished step."""
+
+    def __init__(
+        self,
+        scheduler: Scheduler,
+        executor: Executor,
+        tokenizer: Tokenizer,
+        info: ModelInfo,
+        *,
+        stall_s: float = 30.0,
+    ) -> None:
+        self.info = info
+        self.tokenizer = tokenizer
+        self._scheduler = scheduler
+        self._executor = executor
+        self._stall_s = stall_s
+        self._lock = threading.Lock()
+        self._work_came = threading.Condition(self._lock)
+        self._next_id = 1
+        self._samples: dict[int, Sample] = {}
+        self._num_in_flight = 0
+        self._epoch = 0
+        self._stopped: str | None = None
+        self._last_progress_s = time.monotonic()
+        self._num_steps = 0
+        self._step_s = 0.0
+        self._schedule_s = 0.0
+
+    # ---- from any thread ------------------------------------------------------------------
+
+    def submit(
+        self,
+        prompt_tokens: list[int],
+        params: SamplingParams,
+        deliver: Deliver,
+        *,
+        seed: int,
+        priority: int = 0,
+    ) -> Job:
+        """Queue every sample of a prompt. `deliver` is called from the stepping thread.
+
+        Raises InvalidRequest, ContextTooLong, UnsupportedByModel, QueueFull, EngineStopped.
+        """
+        requests = generation_requests(
+            prompt_tokens,
+            params,
+            info=self.info,
+            eos_ids=self.tokenizer.eos_ids,
+            first_id=self._reserve_ids(params.n),
+            seed=seed,
+            priority=priority,
+            arrival_s=time.monotonic(),
+        )
+        return self._enqueue(requests, deliver)
+
+    def submit_pooling(
+        self, prompt_tokens: list[int], deliver: Deliver, *, priority: int = 0
+    ) -> Job:
+        """Queue a prompt for its embedding. Raises as `submit` does."""
+        request = pooling_request(
+            prompt_tokens,
+            info=self.info,
+            request_id=self._reserve_ids(1),
+            priority=priority,
+            arrival_s=time.monotonic(),
+        )
+        return self._enqueue([request], deliver)
+
+    def cancel(self, job: Job) -> None:
+        """End what is left of a job; its submitter hears no more of it."""
+        with self._lock:
+            for request_id in sorted(job.open_ids):
+                self._scheduler.cancel(request_id)
+                self._samples.pop(request_id, None)
+            job.open_ids.clear()
+            self._work_came.notify()
+
+    def stop(self, reason: str) -> None:
+        """Refuse new work and end what is open with an error that says to try again."""
+        with self._lock:
+            self._stopped = self._stopped or reason
+            self._fail(list(self._samples), EngineStopped(reason))
+            self._work_came.notify()
+
+    def stats(self) -> EngineStats:
+        with self._lock:
+            counts = self._scheduler.counts()
+            return EngineStats(
+                num_waiting=counts.num_waiting,
+                num_running=counts.num_running,
+                num_blocks=counts.num_blocks,
+                num_used_blocks=counts.num_used_blocks,
+                num_cached_blocks=counts.num_cached_blocks,
+                prompt_tokens=counts.prompt_tokens,
+                prefix_hit_tokens=counts.prefix_hit_tokens,
+                generated_tokens=counts.generated_tokens,
+                preemptions=counts.preemptions,
+                steps=self._num_steps,
+                step_seconds=self._step_s,
+                schedule_seconds=self._schedule_s,
+            )
+
+    def health(self) -> Health:
+        # Without the lock: a stuck step must not make the question about it hang.
+        since_s = time.monotonic() - self._last_progress_s if self._samples else 0.0
+        if self._stopped is not None:
+            return Health(ok=False, reason=self._stopped, since_progress_s=since_s)
+        if since_s > self._stall_s:
+            reason = f"work waits but no step has finished for {since_s:.0f} s"
+            return Health(ok=False, reason=reason, since_progress_s=since_s)
+        return Health(
+            ok=True, reason="working" if self._samples else "idle", since_progress_s=since_s
+        )
+
+    # ---- from the stepping thread ---------------------------------------------------------
+
+    def wait_for_work(self) -> bool:
+        """Sleep until there is something to do; False once the engine is stopped."""
+        with self._work_came:
+            while self._stopped is None and not self._scheduler.has_work:
+                self._work_came.wait()
+            return self._stopped is None
+
+    def step(self) -> None:
+        """Plan as far as may be in flight, wait for the oldest result, publish it."""
+        start_s = time.perf_counter()
+        with self._lock:
+            self._submit_plans()
+        planned_s = time.perf_counter()
+        if not self._num_in_flight:
+            return
+        try:
+            result = self._executor.collect()
+        except Exception as error:
+            self._abandon(error)
+            return
+        computed_s = time.perf_counter()
+        with self._lock:
+            self._num_in_flight -= 1
+            self._publish(result)
+            self._num_steps += 1
+        done_s = time.perf_counter()
+        self._step_s += done_s - start_s
+        self._schedule_s += (planned_s - start_s) + (done_s - computed_s)
+
+    def _submit_plans(self) -> None:
+        while self._num_in_flight < self._executor.max_in_flight:
+            plan = self._scheduler.plan(time.monotonic())
+            if plan is None:
+                return
+            self._executor.submit(plan)
+            self._num_in_flight += 1
+
+    def _publish(self, result: StepResult) -> None:
+        for event in self._scheduler.complete(result):
+            self._publish_event(event)
+        self._last_progress_s = time.monotonic()
+
+    def _publish_event(self, event: Event) -> None:
+        sample = self._samples.get(event.request_id)
+        if sample is None:
+            return
+        if event.pooled is not None:
+            self._end(sample, sample.mean_state(event.pooled))
+        elif event.token_id is not None:
+            self._publish_token(sample, event)
+
+    def _publish_token(self, sample: Sample, event: Event) -> None:
+        delta = sample.delta(event)
+        if delta.finish_reason is None:
+            sample.job.deliver(delta)
+            return
+        if event.finish_reason is None:
+            self._scheduler.finish(event.request_id)
+        self._end(sample, delta)
+
+    def _end(self, sample: Sample, last: Delta | list[float]) -> None:
+        sample.job.deliver(last)
+        self._samples.pop(sample.request.request_id, None)
+        sample.job.open_ids.discard(sample.request.request_id)
+        if not sample.job.open_ids:
+            sample.job.deliver(None)
+
+    # ---- bookkeeping ----------------------------------------------------------------------
+
+    def _reserve_ids(self, number: int) -> int:
+        with self._lock:
+            first_id = self._next_id
+            self._next_id += number
+            return first_id
+
+    def _enqueue(self, requests: list[Request], deliver: Deliver) -> Job:
+        job = Job(deliver)
+        samples = [
+            Sample(job, index, request, self._detokenizer(request.params))
+            for index, request in enumerate(requests)
+        ]
+        with self._lock:
+            if self._stopped is not None:
+                raise EngineStopped(self._stopped)
+            if not self._samples:
+                self._last_progress_s = time.monotonic()
+            self._scheduler.add_all(requests)
+            for sample in samples:
+                self._samples[sample.request.request_id] = sample
+                job.open_ids.add(sample.request.request_id)
+            self._work_came.notify()
+        return job
+
+    def _detokenizer(self, params: SamplingParams) -> Detokenizer:
+        stream = self.tokenizer.stream(skip_special=params.skip_special_tokens)
+        return Detokenizer(stream, params.stop)
+
+    def _abandon(self, error: Exception) -> None:
+        """A step failed: what took part gets an error, the rest goes on as after a preemption."""
+        log.exception("a step failed; its requests end with an error", exc_info=error)
+        with self._lock:
+            self._num_in_flight = 0
+            self._epoch += 1
+            involved = self._scheduler.running_ids
+            self._scheduler.new_epoch(self._epoch, cache_lost=True)
+            message = f"the step that computed this request failed: {error}"
+            self._fail(involved, InternalError(message))
+            self._last_progress_s = time.monotonic()
+
+    def _fail(self, request_ids: Iterable[int], error: ShoalError) -> None:
+        jobs = {id(s.job): s.job for i in request_ids if (s := self._samples.get(i)) is not None}
+        for job in jobs.values():
+            for request_id in sorted(job.open_ids):
+                self._scheduler.cancel(request_id)
+                del self._samples[request_id]
+            job.open_ids.clear()
+            item: Item = error
+            job.deliver(item)

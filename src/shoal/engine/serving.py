@@ -1,0 +1,101 @@
+"""An engine with its own thread, open to asyncio and to plain threads at once."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import secrets
+import threading
+
+from shoal.engine.api import EngineStats, Health, ModelInfo
+from shoal.engine.engine import Engine
+from shoal.engine.streams import AsyncStream, Postman, SyncStream
+from shoal.request import SamplingParams
+from shoal.weights.tokenizer import Tokenizer
+
+log = logging.getLogger(__name__)
+
+
+class ServingEngine:
+    """Steps the engine whenever there is work. Close it when done."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self._postmen: dict[asyncio.AbstractEventLoop, Postman] = {}
+        self._thread = threading.Thread(target=self._run, name="shoal-engine", daemon=True)
+        self._thread.start()
+
+    @property
+    def info(self) -> ModelInfo:
+        return self._engine.info
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        return self._engine.tokenizer
+
+    def submit(
+        self, prompt_tokens: list[int], params: SamplingParams, *, priority: int = 0
+    ) -> AsyncStream:
+        """For the running event loop. Raises as `AsyncEngine.submit` says."""
+        stream = AsyncStream(self._engine)
+        postman = self._postman()
+        stream.job = self._engine.submit(
+            prompt_tokens,
+            params,
+            lambda item: postman.post(stream.box, item),
+            seed=_seed(params),
+            priority=priority,
+        )
+        return stream
+
+    async def embed(self, prompt_tokens: list[int], *, priority: int = 0) -> list[float]:
+        stream = AsyncStream(self._engine)
+        postman = self._postman()
+        stream.job = self._engine.submit_pooling(
+            prompt_tokens, lambda item: postman.post(stream.box, item), priority=priority
+        )
+        return await stream.embedding()
+
+    def submit_sync(self, prompt_tokens: list[int], params: SamplingParams) -> SyncStream:
+        """For a plain thread. Raises as `AsyncEngine.submit` says."""
+        stream = SyncStream(self._engine)
+        stream.job = self._engine.submit(prompt_tokens, params, stream.box.put, seed=_seed(params))
+        return stream
+
+    def submit_embed_sync(self, prompt_tokens: list[int]) -> SyncStream:
+        stream = SyncStream(self._engine)
+        stream.job = self._engine.submit_pooling(prompt_tokens, stream.box.put)
+        return stream
+
+    def stats(self) -> EngineStats:
+        return self._engine.stats()
+
+    def health(self) -> Health:
+        return self._engine.health()
+
+    def close(self) -> None:
+        """End what is open with EngineStopped and wait for the step that computes."""
+        self._engine.stop("the engine is shutting down")
+        self._thread.join()
+
+    def _run(self) -> None:
+        try:
+            while self._engine.wait_for_work():
+                self._engine.step()
+        except BaseException:
+            log.exception("the engine's thread died")
+            self._engine.stop("the engine has failed; its log says why")
+            raise
+
+    def _postman(self) -> Postman:
+        loop = asyncio.get_running_loop()
+        if loop not in self._postmen:
+            self._postmen = {
+                known: p for known, p in self._postmen.items() if not known.is_closed()
+            }
+            self._postmen[loop] = Postman(loop)
+        return self._postmen[loop]
+
+
+def _seed(params: SamplingParams) -> int:
+    return secrets.randbits(63) if params.seed is None else params.seed

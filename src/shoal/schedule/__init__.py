@@ -1,0 +1,1 @@
+"""What runs next: pure decisions over plain values. No tensors, no clock, no randomness, no I/O."""

@@ -1,0 +1,70 @@
+"""The paged KV cache of one shard: room for blocks of tokens, for each of its layers."""
+
+from __future__ import annotations
+
+import psutil
+import torch
+
+from shoal.errors import OutOfMemory
+from shoal.models.config import DecoderConfig
+from shoal.parallel.partition import Shard
+
+# The default takes this share of the memory that is free, and no more than the cap: enough for
+# tens of thousands of tokens of a small model, and touched in full at the start.
+_FREE_SHARE = 0.4
+_DEFAULT_CAP_BYTES = 2 * 2**30
+
+
+class KVCache:
+    """keys and values: one tensor [num_slots, G, D] per layer of the shard."""
+
+    def __init__(
+        self, config: DecoderConfig, shard: Shard, *, num_slots: int, dtype: torch.dtype
+    ) -> None:
+        self.first_layer = shard.layers.start
+        shape = (num_slots, len(shard.kv_heads), config.head_dim)
+        # Written to now, so that a lack of memory shows at the start and use stays flat.
+        self.keys = [torch.zeros(shape, dtype=dtype).fill_(0) for _ in range(len(shard.layers))]
+        self.values = [torch.zeros(shape, dtype=dtype).fill_(0) for _ in range(len(shard.layers))]
+
+    def write(
+        self, layer: int, slots_T: torch.Tensor, k_TGD: torch.Tensor, v_TGD: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Store a step's keys and values; returns the layer's cache (keys, values)."""
+        keys, values = self.keys[layer - self.first_layer], self.values[layer - self.first_layer]
+        keys.index_copy_(0, slots_T, k_TGD)
+        values.index_copy_(0, slots_T, v_TGD)
+        return keys, values
+
+
+def slot_bytes(config: DecoderConfig, shard: Shard, dtype: torch.dtype) -> int:
+    """Bytes that one token takes in this shard's cache."""
+    return 2 * len(shard.layers) * len(shard.kv_heads) * config.head_dim * dtype.itemsize
+
+
+def num_blocks_for(
+    config: DecoderConfig,
+    shard: Shard,
+    dtype: torch.dtype,
+    *,
+    block_size: int,
+    kv_memory_bytes: int | None,
+) -> int:
+    """How many blocks the given memory holds, or a share of what is free now.
+
+    Raises OutOfMemory when that is not even one block.
+    """
+    block_bytes = block_size * slot_bytes(config, shard, dtype)
+    available = psutil.virtual_memory().available
+    budget = kv_memory_bytes or min(int(available * _FREE_SHARE), _DEFAULT_CAP_BYTES)
+    if budget > available:
+        raise OutOfMemory(
+            f"the KV cache was to have {budget / 2**20:,.0f} MiB but only "
+            f"{available / 2**20:,.0f} MiB are free; lower --kv-memory"
+        )
+    if budget < block_bytes:
+        raise OutOfMemory(
+            f"{budget:,} bytes of KV cache hold no block of {block_size} tokens, which takes "
+            f"{block_bytes:,} bytes; raise --kv-memory"
+        )
+    return budget // block_bytes

@@ -1,0 +1,142 @@
+"""Runs a plan's chunks through a model: the arithmetic of one step.
+
+N rows of interest, V vocabulary, E hidden width; the other letters are those of `attention.py`.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from shoal.compute.attention import Group, paged_attention
+from shoal.compute.sampler import sample, token_logprobs
+from shoal.messages import Chunk, ChunkResult, TokenLogprobs
+from shoal.models.decoder import Decoder
+from shoal.models.encoder import Encoder
+from shoal.worker.batch import Batch, build_batch
+from shoal.worker.kv_cache import KVCache
+
+# Prompt log-probabilities need logits of every row; so many rows at a time bound the memory.
+_SCORED_ROWS = 64
+
+
+class PagedAttend:
+    """What the model calls in each layer: store this step's keys and values, then attend."""
+
+    def __init__(self, cache: KVCache, slots_T: torch.Tensor, groups: list[Group]) -> None:
+        self._cache = cache
+        self._slots_T = slots_T
+        self._groups = groups
+
+    def __call__(
+        self,
+        layer: int,
+        q_THD: torch.Tensor,
+        k_TGD: torch.Tensor,
+        v_TGD: torch.Tensor,
+        *,
+        scale: float,
+        window: int | None,
+        softcap: float | None,
+    ) -> torch.Tensor:
+        keys, values = self._cache.write(layer, self._slots_T, k_TGD, v_TGD)
+        return paged_attention(
+            q_THD, keys, values, self._groups, scale=scale, window=window, softcap=softcap
+        )
+
+
+class DecoderRunner:
+    """One shard of a decoder with its cache."""
+
+    def __init__(self, decoder: Decoder, cache: KVCache, *, block_size: int) -> None:
+        self._decoder = decoder
+        self._cache = cache
+        self._block_size = block_size
+
+    def run(self, chunks: list[Chunk]) -> list[ChunkResult]:
+        """A whole model's step: embed, all layers, sample."""
+        batch = build_batch(chunks, self._block_size)
+        x_TE = self.forward(batch, self._decoder.embed(batch.tokens_T))
+        return self.finish(batch, x_TE)
+
+    def forward(self, batch: Batch, x_TE: torch.Tensor) -> torch.Tensor:
+        """This shard's layers."""
+        attend = PagedAttend(self._cache, batch.slots_T, batch.groups)
+        return self._decoder(x_TE, batch.positions_T, attend)
+
+    def finish(self, batch: Batch, x_TE: torch.Tensor) -> list[ChunkResult]:
+        """What the last stage makes of its output: tokens, log-probabilities, sums."""
+        drawn = self._sample(batch, x_TE)
+        return [
+            self._result(chunk, x_TE[last_row + 1 - len(chunk.tokens) : last_row + 1], drawn)
+            for chunk, last_row in zip(batch.chunks, batch.last_rows, strict=True)
+        ]
+
+    def _result(
+        self,
+        chunk: Chunk,
+        x_CE: torch.Tensor,
+        drawn: dict[int, tuple[int, TokenLogprobs | None]],
+    ) -> ChunkResult:
+        token_id, logprobs = drawn.get(chunk.request_id, (None, None))
+        return ChunkResult(
+            request_id=chunk.request_id,
+            token_id=token_id,
+            logprobs=logprobs,
+            prompt_logprobs=self._score(chunk, x_CE) if chunk.score_targets else [],
+            pooled=_sum_bytes(self._decoder.norm(x_CE)) if chunk.pooling else b"",
+        )
+
+    def _sample(
+        self, batch: Batch, x_TE: torch.Tensor
+    ) -> dict[int, tuple[int, TokenLogprobs | None]]:
+        wanted = [
+            (chunk, chunk.sampling, row)
+            for chunk, row in zip(batch.chunks, batch.last_rows, strict=True)
+            if chunk.sampling is not None
+        ]
+        if not wanted:
+            return {}
+        logits_NV = self._logits(x_TE[[row for _, _, row in wanted]])
+        samplings = [sampling for _, sampling, _ in wanted]
+        scored = [i for i, s in enumerate(samplings) if s.num_logprobs is not None]
+        raw_NV = logits_NV[scored].clone() if scored else None
+        tokens = sample(logits_NV, samplings)
+        logprobs: dict[int, TokenLogprobs] = {}
+        if raw_NV is not None:
+            counts = [samplings[i].num_logprobs or 0 for i in scored]
+            values = token_logprobs(raw_NV, [tokens[i] for i in scored], counts)
+            logprobs = dict(zip(scored, values, strict=True))
+        return {
+            chunk.request_id: (tokens[i], logprobs.get(i)) for i, (chunk, _, _) in enumerate(wanted)
+        }
+
+    def _score(self, chunk: Chunk, x_CE: torch.Tensor) -> list[TokenLogprobs]:
+        scored: list[TokenLogprobs] = []
+        for start in range(0, len(chunk.score_targets), _SCORED_ROWS):
+            targets = chunk.score_targets[start : start + _SCORED_ROWS]
+            logits_NV = self._logits(x_CE[start : start + len(targets)])
+            scored += token_logprobs(logits_NV, targets, [chunk.num_prompt_logprobs] * len(targets))
+        return scored
+
+    def _logits(self, x_NE: torch.Tensor) -> torch.Tensor:
+        return self._decoder.logits(self._decoder.norm(x_NE))
+
+
+class EncoderRunner:
+    """A whole encoder: every chunk is a whole sequence, and wants the sum of its states."""
+
+    def __init__(self, encoder: Encoder) -> None:
+        self._encoder = encoder
+
+    def run(self, chunks: list[Chunk]) -> list[ChunkResult]:
+        tokens = torch.tensor([token for chunk in chunks for token in chunk.tokens])
+        lengths = [len(chunk.tokens) for chunk in chunks]
+        x_TE = self._encoder(tokens, lengths)
+        return [
+            ChunkResult(request_id=chunk.request_id, pooled=_sum_bytes(x_CE))
+            for chunk, x_CE in zip(chunks, torch.split(x_TE, lengths), strict=True)
+        ]
+
+
+def _sum_bytes(x_CE: torch.Tensor) -> bytes:
+    return x_CE.float().sum(dim=0).numpy().tobytes()

@@ -1,0 +1,122 @@
+"""A worker: one shard on one device. It keeps weights and cache, and no request's state."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import torch
+
+from shoal.compute.kernels import choose_scheme
+from shoal.compute.linear import Scheme
+from shoal.config import EngineConfig
+from shoal.errors import ConfigError
+from shoal.messages import Chunk, ChunkResult, Plan, StepResult
+from shoal.models.config import decoder_config, encoder_config
+from shoal.models.registry import model_kind
+from shoal.parallel.communicator import Solo
+from shoal.parallel.partition import whole_shard
+from shoal.weights.loader import load_decoder, load_encoder
+from shoal.weights.source import ModelFiles, open_source
+from shoal.weights.tensors import TensorSource
+from shoal.worker.kv_cache import KVCache, num_blocks_for
+from shoal.worker.runner import DecoderRunner, EncoderRunner
+
+
+class Runner(Protocol):
+    """Computes a step's chunks; the results come in any order."""
+
+    def run(self, chunks: list[Chunk]) -> list[ChunkResult]: ...
+
+
+class Worker:
+    """Executes plans. `num_blocks` is the size of its KV cache, `max_context` in tokens."""
+
+    def __init__(
+        self,
+        runner: Runner,
+        *,
+        num_blocks: int,
+        max_context: int,
+        vocab_size: int,
+        can_generate: bool,
+        description: str,
+    ) -> None:
+        self._runner = runner
+        self.num_blocks = num_blocks
+        self.max_context = max_context
+        self.vocab_size = vocab_size
+        self.can_generate = can_generate
+        self.description = description
+
+    @torch.inference_mode()
+    def execute(self, plan: Plan) -> StepResult:
+        return StepResult(epoch=plan.epoch, step=plan.step, results=self._runner.run(plan.chunks))
+
+
+def load_worker(files: ModelFiles, config: EngineConfig) -> Worker:
+    """A worker that holds the whole model. Raises SourceError, OutOfMemory, ConfigError."""
+    scheme = choose_scheme(config.dtype, config.quantize)
+    source = open_source(files)
+    try:
+        if model_kind(source.config) == "encoder":
+            return _load_encoder_worker(source, config, scheme)
+        return _load_decoder_worker(source, config, scheme)
+    finally:
+        source.close()
+
+
+def _load_decoder_worker(source: TensorSource, config: EngineConfig, scheme: Scheme) -> Worker:
+    model = decoder_config(source.config)
+    shard = whole_shard(model.num_layers, model.num_kv_heads, model.mlp_size)
+    max_context = _max_context(config, model.max_context)
+    decoder = load_decoder(source, shard, scheme=scheme, communicator=Solo())
+    num_blocks = num_blocks_for(
+        model,
+        shard,
+        scheme.dtype,
+        block_size=config.block_size,
+        kv_memory_bytes=config.kv_memory_bytes,
+    )
+    num_slots = num_blocks * config.block_size
+    cache = KVCache(model, shard, num_slots=num_slots, dtype=scheme.dtype)
+    return Worker(
+        DecoderRunner(decoder, cache, block_size=config.block_size),
+        num_blocks=num_blocks,
+        max_context=max_context,
+        vocab_size=model.vocab_size,
+        can_generate=True,
+        description=f"{model.family}, {_describe(scheme)}, KV cache of {num_slots:,} tokens",
+    )
+
+
+def _load_encoder_worker(source: TensorSource, config: EngineConfig, scheme: Scheme) -> Worker:
+    model = encoder_config(source.config)
+    max_context = _max_context(config, model.max_context)
+    # An encoder caches nothing; blocks only count the tokens of a step.
+    num_blocks = (
+        -(-max(config.max_step_tokens, max_context) // config.block_size) + config.max_running
+    )
+    return Worker(
+        EncoderRunner(load_encoder(source, scheme=scheme)),
+        num_blocks=num_blocks,
+        max_context=max_context,
+        vocab_size=model.vocab_size,
+        can_generate=False,
+        description=f"BERT encoder, {_describe(scheme)}",
+    )
+
+
+def _max_context(config: EngineConfig, trained: int) -> int:
+    if config.max_context is not None and config.max_context > trained:
+        raise ConfigError(
+            f"max_context of {config.max_context} is more than the {trained} tokens the model "
+            f"was trained for"
+        )
+    return config.max_context or trained
+
+
+def _describe(scheme: Scheme) -> str:
+    activations = str(scheme.dtype).removeprefix("torch.")
+    if scheme.quantize == "none":
+        return activations
+    return f"{scheme.quantize} weights, {activations} activations"
