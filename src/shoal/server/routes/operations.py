@@ -1,0 +1,57 @@
+"""GET /health, /metrics, /docs and /: for operators, load balancers and newcomers."""
+
+from __future__ import annotations
+
+from fastapi import APIRouter
+from prometheus_client.exposition import choose_encoder
+from starlette.requests import Request
+from starlette.responses import HTMLResponse, Response
+
+from shoal.server.docs_page import docs_page
+from shoal.server.errors import json_response
+from shoal.server.service import service_of
+
+router = APIRouter()
+
+
+@router.get("/health")
+async def health(request: Request) -> Response:
+    """200 while work can progress; 503 with the reason when it cannot."""
+    engine = service_of(request).engine
+    state, stats = engine.health(), engine.stats()
+    body = {
+        "ok": state.ok,
+        "reason": state.reason,
+        "since_progress_s": state.since_progress_s,
+        "waiting": stats.num_waiting,
+        "running": stats.num_running,
+    }
+    return json_response(body, 200 if state.ok else 503)
+
+
+@router.get("/metrics")
+async def metrics(request: Request) -> Response:
+    """Prometheus' text format, or OpenMetrics where asked for."""
+    encode, content_type = choose_encoder(request.headers.get("accept", ""))
+    registry = service_of(request).metrics.registry
+    return Response(encode(registry), headers={"content-type": content_type})
+
+
+@router.get("/", include_in_schema=False)
+async def welcome(request: Request) -> Response:
+    info = service_of(request).engine.info
+    return json_response(
+        {
+            "server": "shoal",
+            "model": info.name,
+            "api": str(request.base_url) + "v1",
+            "docs": str(request.base_url) + "docs",
+            "openapi": str(request.base_url) + "openapi.json",
+        }
+    )
+
+
+@router.get("/docs", include_in_schema=False)
+async def docs(request: Request) -> Response:
+    info = service_of(request).engine.info
+    return HTMLResponse(docs_page(str(request.base_url).rstrip("/"), info))
