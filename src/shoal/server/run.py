@@ -18,6 +18,7 @@ from shoal.server.app import create_app
 GRACE_S = 30
 KEEP_ALIVE_S = 75
 BACKLOG = 2048
+MAX_PORT = 65535
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
@@ -89,16 +90,19 @@ def make_server(app: FastAPI, *, grace_s: int = GRACE_S) -> Server:
 
 def bind(host: str, port: int) -> socket.socket:
     """A listening socket. Raises ConfigError saying what to do."""
+    if not 0 <= port <= MAX_PORT:
+        # The resolver would take the port modulo 65536.
+        raise ConfigError(f"port {port} is not in [0, {MAX_PORT}]; choose another with --port")
     try:
         family, *_, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-    except (socket.gaierror, UnicodeError, OverflowError) as error:
+    except (socket.gaierror, UnicodeError) as error:
         raise ConfigError(f"'{host}' port {port} is no address of this machine: {error}") from error
     listener = socket.socket(family, socket.SOCK_STREAM)
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind(address)
         listener.listen(BACKLOG)
-    except (OSError, OverflowError) as error:
+    except OSError as error:
         listener.close()
         raise ConfigError(
             f"cannot listen on {host} port {port} ({error}); stop what uses that port, or choose "
