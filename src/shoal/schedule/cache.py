@@ -1,0 +1,102 @@
+"""KV blocks of sequences: taken for all known tokens at once, shared by prefix, given back."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from shoal.schedule.blocks import BlockId, BlockPool
+from shoal.schedule.prefix import HashChain, PrefixIndex
+from shoal.schedule.sequence import Sequence
+
+
+class BlockCache:
+    """The blocks of one replica. Every worker of it uses the same ids for its own layers."""
+
+    def __init__(self, num_blocks: int, block_size: int, *, prefix_caching: bool) -> None:
+        self._index = PrefixIndex()
+        self._block_size = block_size
+        self._prefix_caching = prefix_caching
+        self.pool = BlockPool(num_blocks, on_evict=self._index.remove)
+
+    def new_chain(self, prompt_tokens: list[int]) -> HashChain:
+        """A prompt's hash chain: made on arrival, so that no step pays for a long prompt."""
+        chain = HashChain(self._block_size)
+        if self._prefix_caching:
+            chain.extend(prompt_tokens)
+        return chain
+
+    def shares_prefix(self, sequence: Sequence) -> bool:
+        return self._prefix_caching and sequence.may_skip_prefix
+
+    def fits(self, sequence: Sequence) -> bool:
+        """Whether `open` would succeed."""
+        return self._fits(sequence, self._cached_prefix(sequence))
+
+    def open(self, sequence: Sequence) -> bool:
+        """Give a sequence blocks for all tokens known, shared where its prefix is cached.
+
+        Sets `block_ids` and `num_computed`; False, and no change, if too few blocks are free.
+        """
+        hits = self._cached_prefix(sequence)
+        if not self._fits(sequence, hits):
+            return False
+        for block_id in hits:
+            self.pool.share(block_id)
+        sequence.block_ids = hits
+        sequence.num_computed = len(hits) * self._block_size
+        return self.grow(sequence)
+
+    def grow(self, sequence: Sequence) -> bool:
+        """Add the blocks that the tokens known by now lack; False, and no change, if too few."""
+        num_lacking = self._num_blocks(sequence) - len(sequence.block_ids)
+        if num_lacking <= 0:
+            return True
+        block_ids = self.pool.allocate(num_lacking)
+        if block_ids is None:
+            return False
+        sequence.block_ids.extend(block_ids)
+        return True
+
+    def publish(self, sequence: Sequence, start: int) -> None:
+        """Let others share the blocks that became full since token `start` was computed.
+
+        Content that is already in the index stays with the block that was first. Without causal
+        attention (an unsplittable prompt) a block depends on what follows it: never shared.
+        """
+        first, end = start // self._block_size, sequence.num_computed // self._block_size
+        if first == end or not self._prefix_caching or not sequence.request.splittable:
+            return
+        sequence.chain.extend(sequence.tokens)
+        for i in range(first, end):
+            if self._index.insert(sequence.chain.digests[i], sequence.block_ids[i]):
+                self.pool.keep(sequence.block_ids[i])
+
+    def release(self, sequence: Sequence) -> None:
+        self.pool.release(sequence.block_ids)
+        sequence.block_ids = []
+
+    def forget_content(self) -> None:
+        """What the blocks held is lost (a worker died): nothing may be shared any more."""
+        self._index.clear()
+        self.pool.forget_content()
+
+    def check(self, holders: Iterable[Sequence]) -> None:
+        """Assert that exactly `holders` hold blocks, and that the index names kept blocks only."""
+        self.pool.check([sequence.block_ids for sequence in holders])
+        kept = {i for i in range(self.pool.num_blocks) if self.pool.has_content(i)}
+        assert kept == set(self._index), f"blocks kept {kept}, blocks indexed {set(self._index)}"
+
+    def _cached_prefix(self, sequence: Sequence) -> list[BlockId]:
+        if not self.shares_prefix(sequence):
+            return []
+        sequence.chain.extend(sequence.tokens)
+        # At least the last token is computed: its logits are wanted.
+        num_useful = (len(sequence.tokens) - 1) // self._block_size
+        return self._index.match(sequence.chain.digests[:num_useful])
+
+    def _fits(self, sequence: Sequence, hits: list[BlockId]) -> bool:
+        num_new = self._num_blocks(sequence) - len(hits)
+        return num_new <= self.pool.num_free - sum(map(self.pool.is_free, hits))
+
+    def _num_blocks(self, sequence: Sequence) -> int:
+        return -(-len(sequence.tokens) // self._block_size)

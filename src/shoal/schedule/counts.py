@@ -1,0 +1,32 @@
+"""What a scheduler has done and holds, for metrics."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+
+import msgspec
+
+
+class SchedulerCounts(msgspec.Struct, frozen=True, kw_only=True):
+    """Gauges of now, then counters since the start. Names as in `EngineStats`."""
+
+    num_waiting: int
+    num_running: int
+    num_blocks: int
+    num_used_blocks: int
+    num_cached_blocks: int
+    prompt_tokens: int
+    prefix_hit_tokens: int
+    generated_tokens: int
+    preemptions: int
+
+
+@dataclass(slots=True)
+class Tally:
+    """The counters behind `SchedulerCounts`. A request's prompt counts once, when it first runs."""
+
+    prompt_tokens: int = 0
+    prefix_hit_tokens: int = 0
+    generated_tokens: int = 0
+    preemptions: Counter[str] = field(default_factory=Counter)

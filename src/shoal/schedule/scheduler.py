@@ -1,0 +1,375 @@
+"""The scheduler: requests and results come in, plans and events go out. It decides, never acts."""
+
+from __future__ import annotations
+
+from bisect import insort
+from collections.abc import Iterable
+from collections.abc import Sequence as Items
+from dataclasses import dataclass, field
+
+from shoal.errors import InternalError
+from shoal.messages import Chunk, ChunkResult, Event, Plan, StepResult
+from shoal.request import FinishReason, Request
+from shoal.schedule.cache import BlockCache
+from shoal.schedule.chunk import make_chunk
+from shoal.schedule.counts import SchedulerCounts, Tally
+from shoal.schedule.groups import GroupGate
+from shoal.schedule.limits import Limits, Pace
+from shoal.schedule.outcome import apply_result, check_result
+from shoal.schedule.sequence import Sequence, State
+from shoal.schedule.waiting import WaitingQueue
+
+
+@dataclass(slots=True)
+class Flight:
+    """A plan in the making, then an outstanding one: who takes part with which chunk."""
+
+    budget_tokens: int
+    parts: list[tuple[Sequence, Chunk]] = field(default_factory=list)
+
+
+class Scheduler:
+    """Which tokens of which requests are computed next, and in which blocks.
+
+    A request waits, runs and ends; a preemption sends it from running back to waiting, with the
+    tokens it has emitted. Memory shortage, failures and drains are all preemptions. Rank is
+    (priority, arrival, id), lowest first: it decides who runs first and who yields.
+
+    While a plan is outstanding, its requests take part in no other, and keep their blocks, even
+    if they are cancelled meanwhile. Not thread-safe.
+    """
+
+    def __init__(
+        self,
+        *,
+        num_blocks: int,
+        block_size: int,
+        max_context: int,
+        max_step_tokens: int,
+        max_running: int,
+        max_waiting: int,
+        prefix_caching: bool = True,
+        max_in_flight: int = 1,
+    ) -> None:
+        self.limits = Limits(
+            num_blocks=num_blocks,
+            block_size=block_size,
+            max_context=max_context,
+            max_step_tokens=max_step_tokens,
+            max_running=max_running,
+            max_waiting=max_waiting,
+            max_in_flight=max_in_flight,
+        )
+        self._cache = BlockCache(num_blocks, block_size, prefix_caching=prefix_caching)
+        self._alive: dict[int, Sequence] = {}
+        self._waiting = WaitingQueue()
+        self._gate = GroupGate()
+        self._running: list[Sequence] = []  # sorted by rank
+        self._flights: dict[int, Flight] = {}  # by step
+        self._epoch = 0
+        self._step = 0
+        self._tally = Tally()
+        self._pace = Pace()
+
+    # ---- what the engine sees -------------------------------------------------------------
+
+    @property
+    def has_work(self) -> bool:
+        """False when nothing is left to plan and nothing to wait for."""
+        return bool(self._alive or self._flights)
+
+    @property
+    def num_waiting(self) -> int:
+        return len(self._alive) - len(self._running)
+
+    @property
+    def running_ids(self) -> list[int]:
+        """Requests that hold a place, best rank first."""
+        return [sequence.request_id for sequence in self._running]
+
+    @property
+    def preemptions_by_reason(self) -> dict[str, int]:
+        return dict(self._tally.preemptions)
+
+    def counts(self) -> SchedulerCounts:
+        tally, pool = self._tally, self._cache.pool
+        return SchedulerCounts(
+            num_waiting=self.num_waiting,
+            num_running=len(self._running),
+            num_blocks=pool.num_blocks,
+            num_used_blocks=pool.num_used,
+            num_cached_blocks=pool.num_cached,
+            prompt_tokens=tally.prompt_tokens,
+            prefix_hit_tokens=tally.prefix_hit_tokens,
+            generated_tokens=tally.generated_tokens,
+            preemptions=tally.preemptions.total(),
+        )
+
+    # ---- requests come and go -------------------------------------------------------------
+
+    def add(self, request: Request) -> None:
+        """Queue a request. Raises InvalidRequest, ContextTooLong or QueueFull."""
+        self.add_all([request])
+
+    def add_all(self, requests: Items[Request]) -> None:
+        """Queue requests, such as the samples of a group: all of them, or none and an error."""
+        for request in requests:
+            self.limits.check(request)
+            if request.request_id in self._alive:
+                raise InternalError(f"request id {request.request_id} is already in use")
+        self.limits.check_queue(requests, self.num_waiting, self._pace)
+        previous: Sequence | None = None
+        for request in requests:
+            previous = self._new_sequence(request, previous)
+            self._alive[request.request_id] = previous
+            self._enqueue(previous)
+
+    def cancel(self, request_id: int) -> Event | None:
+        """End a request because nobody wants it any more; None if it has already ended."""
+        sequence = self._alive.get(request_id)
+        if sequence is None:
+            return None
+        self._end(sequence)
+        return Event(
+            request_id=request_id,
+            finish_reason=FinishReason.CANCELLED,
+            num_cached_tokens=sequence.num_cached_tokens or 0,
+        )
+
+    def finish(self, request_id: int) -> None:
+        """End a request whose answer is complete, for instance at a stop string."""
+        if sequence := self._alive.get(request_id):
+            self._end(sequence)
+
+    def preempt(self, request_ids: Iterable[int], reason: str) -> None:
+        """Send running requests back to the queue; one in flight goes once its plan completes."""
+        for request_id in request_ids:
+            sequence = self._alive.get(request_id)
+            if sequence is None or sequence.state is not State.RUNNING:
+                continue
+            if sequence.in_flight:
+                sequence.preempt_reason = reason
+            else:
+                self._preempt(sequence, reason)
+
+    def new_epoch(self, epoch: int, *, cache_lost: bool) -> None:
+        """Void every outstanding plan after a failure, and send every running request back.
+
+        `cache_lost` when any worker's KV cache is: then no block's content is trusted again.
+        """
+        if epoch <= self._epoch:
+            raise InternalError(f"epoch {epoch} does not come after epoch {self._epoch}")
+        self._epoch = epoch
+        for flight in self._flights.values():
+            for sequence, _ in flight.parts:
+                self._touch_down(sequence)
+        self._flights.clear()
+        for sequence in reversed(self._running.copy()):
+            self._preempt(sequence, "failure")
+        if cache_lost:
+            self._cache.forget_content()
+
+    # ---- plans go out ---------------------------------------------------------------------
+
+    def plan(self, now_s: float) -> Plan | None:
+        """The next step, or None: nothing can be scheduled, or enough plans are outstanding."""
+        if len(self._flights) >= self.limits.max_in_flight:
+            return None
+        flight = Flight(self.limits.max_step_tokens)
+        self._yield_to_priority()
+        had_room = self._plan_decodes(flight)
+        self._plan_prefills(flight)
+        if had_room:
+            self._plan_admissions(flight, now_s)
+        if not flight.parts:
+            return None
+        self._step += 1
+        self._flights[self._step] = flight
+        chunks = [chunk for _, chunk in flight.parts]
+        return Plan(epoch=self._epoch, step=self._step, chunks=chunks)
+
+    def _yield_to_priority(self) -> None:
+        """Make room for the first in the queue by preempting requests of a worse priority.
+
+        Rank alone is no reason: a later arrival has paid for its prefill and may keep it.
+        """
+        first = self._waiting.peek()
+        while first is not None and (victim := self._lowest_idle()) is not None:
+            is_worse = victim.request.priority > first.request.priority
+            if not is_worse or self._has_room_for(first):
+                return
+            self._preempt(victim, "priority")
+
+    def _plan_decodes(self, flight: Flight) -> bool:
+        """One token each for those that need no more; False if memory did not suffice for all.
+
+        Each plan takes its share of the running requests, so that there is work for as many
+        plans as may be in flight.
+        """
+        share = -(-len(self._running) // self.limits.max_in_flight)
+        ready = [s for s in self._running if not s.in_flight and s.num_missing == 1]
+        num_preempted = self._tally.preemptions["memory"]
+        for sequence in ready[: min(share, flight.budget_tokens)]:
+            if sequence.state is State.RUNNING and self._make_room(sequence):
+                self._take_off(flight, sequence, 1)
+        return self._tally.preemptions["memory"] == num_preempted
+
+    def _plan_prefills(self, flight: Flight) -> None:
+        """Chunks for those admitted earlier that are still in the middle of their tokens."""
+        for sequence in self._running:
+            if flight.budget_tokens == 0:
+                return
+            if not sequence.in_flight and sequence.num_missing > 1:
+                self._take_off(flight, sequence, min(sequence.num_missing, flight.budget_tokens))
+
+    def _plan_admissions(self, flight: Flight, now_s: float) -> None:
+        """Start waiting requests in rank order, as far as tokens, places and blocks reach.
+
+        The first that does not fit stops the others: overtaking would starve the large ones.
+        """
+        while flight.budget_tokens > 0 and len(self._running) < self.limits.max_running:
+            sequence = self._waiting.peek()
+            if sequence is None:
+                return
+            too_large = not sequence.request.splittable and (
+                sequence.num_missing > flight.budget_tokens
+            )
+            if too_large or not self._cache.open(sequence):
+                return
+            self._start(self._waiting.pop(), now_s)
+            self._take_off(flight, sequence, min(sequence.num_missing, flight.budget_tokens))
+
+    # ---- results come in ------------------------------------------------------------------
+
+    def complete(self, result: StepResult) -> list[Event]:
+        """Apply a step's result: what happened to whom. Stale and unknown results do nothing.
+
+        Raises InternalError, and changes nothing, if a result is not what its chunk asked for.
+        """
+        if result.epoch != self._epoch or result.step not in self._flights:
+            return []
+        by_id = {part.request_id: part for part in result.results}
+        landings = [
+            (sequence, chunk, by_id.get(chunk.request_id, ChunkResult(request_id=chunk.request_id)))
+            for sequence, chunk in self._flights[result.step].parts
+        ]
+        for _, chunk, part in landings:
+            check_result(chunk, part)
+        del self._flights[result.step]
+        events = [self._land(*landing) for landing in landings]
+        return [event for event in events if event is not None]
+
+    def _land(self, sequence: Sequence, chunk: Chunk, result: ChunkResult) -> Event | None:
+        self._touch_down(sequence)
+        if sequence.state is State.ENDED:
+            return None
+        event = apply_result(sequence, chunk, result)
+        self._cache.publish(sequence, chunk.start)
+        self._tally.generated_tokens += result.token_id is not None
+        if sequence.prompt_computed:
+            for follower in self._gate.release(sequence):
+                self._waiting.push(follower)
+        if event is not None and event.finish_reason is not None:
+            self._end(sequence)
+        elif sequence.preempt_reason is not None:
+            self._preempt(sequence, sequence.preempt_reason)
+        return event
+
+    # ---- the moves of one sequence --------------------------------------------------------
+
+    def _new_sequence(self, request: Request, previous: Sequence | None) -> Sequence:
+        if previous is not None and previous.request.prompt_tokens == request.prompt_tokens:
+            return Sequence.of(request, previous.chain.copy())
+        return Sequence.of(request, self._cache.new_chain(request.prompt_tokens))
+
+    def _enqueue(self, sequence: Sequence) -> None:
+        if not self._cache.shares_prefix(sequence) or self._gate.admits(sequence):
+            self._waiting.push(sequence)
+
+    def _start(self, sequence: Sequence, now_s: float) -> None:
+        sequence.state = State.RUNNING
+        insort(self._running, sequence)
+        self._pace.note_admission(now_s)
+        if sequence.num_cached_tokens is None:
+            sequence.num_cached_tokens = sequence.num_computed
+            self._tally.prompt_tokens += sequence.num_prompt
+            self._tally.prefix_hit_tokens += sequence.num_computed
+
+    def _take_off(self, flight: Flight, sequence: Sequence, num_tokens: int) -> None:
+        sequence.in_flight = True
+        chunk = make_chunk(sequence, num_tokens, self.limits.block_size)
+        flight.parts.append((sequence, chunk))
+        flight.budget_tokens -= num_tokens
+
+    def _touch_down(self, sequence: Sequence) -> None:
+        sequence.in_flight = False
+        if sequence.state is State.ENDED:
+            self._cache.release(sequence)
+
+    def _preempt(self, sequence: Sequence, reason: str) -> None:
+        """From running back to waiting, tokens kept, blocks given up."""
+        self._running.remove(sequence)
+        self._cache.release(sequence)
+        sequence.restart()
+        self._waiting.push(sequence)
+        self._tally.preemptions[reason] += 1
+
+    def _end(self, sequence: Sequence) -> None:
+        del self._alive[sequence.request_id]
+        if sequence.state is State.RUNNING:
+            self._running.remove(sequence)
+        elif not self._gate.discard(sequence):
+            self._waiting.remove(sequence)
+        sequence.state = State.ENDED
+        if not sequence.in_flight:
+            self._cache.release(sequence)
+        for follower in self._gate.release(sequence):
+            self._enqueue(follower)  # the first of them leads the others now
+
+    # ---- room -----------------------------------------------------------------------------
+
+    def _has_room_for(self, sequence: Sequence) -> bool:
+        return len(self._running) < self.limits.max_running and self._cache.fits(sequence)
+
+    def _make_room(self, sequence: Sequence) -> bool:
+        """Blocks for a running sequence's next token, at the cost of lower ranks if need be."""
+        while not self._cache.grow(sequence):
+            victim = self._lowest_idle()
+            if victim is None:
+                return False
+            if victim is sequence and sequence is not self._running[-1]:
+                return False  # those below are in flight: preempt one of them when it lands
+            self._preempt(victim, "memory")
+            if victim is sequence:
+                return False
+        return True
+
+    def _lowest_idle(self) -> Sequence | None:
+        """The lowest-ranked running sequence that is in no plan."""
+        return next((s for s in reversed(self._running) if not s.in_flight), None)
+
+    # ---- self-check -----------------------------------------------------------------------
+
+    def check(self) -> None:
+        """Assert every invariant; O(everything), for tests and debugging."""
+        running, queued, held = self._running, list(self._waiting), list(self._gate)
+        waiting = queued + held
+        flying = [s for flight in self._flights.values() for s, _ in flight.parts]
+        ended = [s for s in flying if s.state is State.ENDED]
+
+        assert {id(s) for s in running + waiting} == {id(s) for s in self._alive.values()}
+        assert len(running) + len(waiting) == len(self._alive), "both running and waiting"
+        assert all(s.state is State.RUNNING for s in running)
+        assert all(s.state is State.WAITING for s in waiting)
+        assert running == sorted(running), "running is out of order"
+        assert len(running) <= self.limits.max_running
+
+        assert len(self._flights) <= self.limits.max_in_flight
+        assert len({id(s) for s in flying}) == len(flying), "in two plans at once"
+        assert {id(s) for s in running if s.in_flight} == {id(s) for s in flying if s not in ended}
+        for sequence in waiting:
+            assert not sequence.block_ids and not sequence.num_computed and not sequence.in_flight
+        for sequence in running:
+            assert sequence.num_missing > 0, f"{sequence.request_id} has nothing to compute"
+            assert sequence.num_computed <= len(sequence.block_ids) * self.limits.block_size
+        self._cache.check(running + ended)

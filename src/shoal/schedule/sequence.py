@@ -1,0 +1,100 @@
+"""How far one request has come: the only mutable state of a request."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import Enum
+
+from shoal.messages import TokenLogprobs
+from shoal.request import Request
+from shoal.schedule.prefix import HashChain
+
+Rank = tuple[int, float, int]
+
+
+class State(Enum):
+    WAITING = "waiting"
+    RUNNING = "running"
+    ENDED = "ended"
+
+
+@dataclass(slots=True, eq=False)
+class Sequence:
+    """A request and its progress, which is one number: `num_computed` of its `tokens`.
+
+    `tokens` are the prompt's, then those emitted. `in_flight` is True while an outstanding plan
+    computes a chunk of it; its blocks then stay held even after it has ended. `preempt_reason`
+    is set when it has to be preempted as soon as that plan completes.
+    """
+
+    request: Request
+    chain: HashChain
+    tokens: list[int]
+    rank: Rank
+    banned_ids: tuple[int, ...]
+    state: State = State.WAITING
+    num_computed: int = 0
+    block_ids: list[int] = field(default_factory=list)
+    in_flight: bool = False
+    preempt_reason: str | None = None
+    prompt_computed: bool = False
+    """Computed at least once: stays True through preemptions."""
+    num_cached_tokens: int | None = None
+    """Prompt tokens found in the prefix cache when it first ran; None before that."""
+    prompt_logprobs: list[TokenLogprobs] = field(default_factory=list)
+    pooled: bytes = b""
+
+    @classmethod
+    def of(cls, request: Request, chain: HashChain) -> Sequence:
+        return cls(
+            request=request,
+            chain=chain,
+            tokens=request.prompt_tokens.copy(),
+            rank=(request.priority, request.arrival_s, request.request_id),
+            banned_ids=tuple(sorted(request.stop_ids)) if request.params.min_tokens else (),
+        )
+
+    def __lt__(self, other: Sequence) -> bool:
+        """Whether it is served before another."""
+        return self.rank < other.rank
+
+    @property
+    def request_id(self) -> int:
+        return self.request.request_id
+
+    @property
+    def num_prompt(self) -> int:
+        return len(self.request.prompt_tokens)
+
+    @property
+    def num_emitted(self) -> int:
+        return len(self.tokens) - len(self.request.prompt_tokens)
+
+    @property
+    def num_missing(self) -> int:
+        """Tokens to compute before the next one can be drawn."""
+        return len(self.tokens) - self.num_computed
+
+    @property
+    def generates(self) -> bool:
+        return not self.request.pooling and self.request.max_tokens > 0
+
+    @property
+    def needs_prompt_logprobs(self) -> bool:
+        """Whether log-probabilities of prompt tokens are still to be collected."""
+        wanted = self.request.params.prompt_logprobs is not None
+        return wanted and len(self.prompt_logprobs) < self.num_prompt - 1
+
+    @property
+    def may_skip_prefix(self) -> bool:
+        """Whether a cached prefix serves it: not if something of every prompt token is wanted."""
+        request = self.request
+        return request.splittable and not request.pooling and not self.needs_prompt_logprobs
+
+    def restart(self) -> None:
+        """Forget what is computed and keep what is known; its blocks must be released."""
+        assert not self.block_ids
+        self.state = State.WAITING
+        self.num_computed = 0
+        self.preempt_reason = None
+        self.pooled = b""
