@@ -35,6 +35,7 @@ class GgufFile:
             if name != ROPE_FACTORS
         }
         self.config: dict[str, Any] = config_from(header, self._rope_factors(header))
+        self._check_heads()
 
     def names(self) -> frozenset[str]:
         return frozenset(self._tensors)
@@ -122,6 +123,15 @@ class GgufFile:
 
     def _is_permuted(self, name: str) -> bool:
         return self._architecture == "llama" and any(part in name for part in _PERMUTED)
+
+    def _check_heads(self) -> None:
+        head_dim = self.config["head_dim"]
+        for name, info in self._tensors.items():
+            if self._is_permuted(name) and (info.shape[0] % head_dim or head_dim % 2):
+                raise SourceError(
+                    f"{self._path}: {name} has {info.shape[0]} rows, which are no whole heads of "
+                    f"{head_dim}: it is damaged"
+                )
 
     def _rope_factors(self, header: GgufHeader) -> list[float] | None:
         info = header.tensors.get(ROPE_FACTORS)

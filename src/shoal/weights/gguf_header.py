@@ -80,10 +80,10 @@ def read_header(path: Path) -> GgufHeader:
             return _Parser(path, data).header()
     except (OSError, ValueError) as error:
         raise SourceError(f"{path} cannot be read as a GGUF file: {error}") from error
-    except struct.error as error:
+    except (struct.error, OverflowError) as error:
         raise SourceError(
-            f"{path} ends in the middle of its header ({path.stat().st_size} bytes): "
-            "it is truncated, fetch it again"
+            f"{path} has a header that runs past its end ({path.stat().st_size} bytes): "
+            "it is truncated or damaged, fetch it again"
         ) from error
 
 
