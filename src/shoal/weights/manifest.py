@@ -57,7 +57,7 @@ def read(folder: Path) -> Manifest | None:
     """None when the model is not there, or is not all there."""
     try:
         manifest = msgspec.json.decode((folder / FILE_NAME).read_bytes(), type=Manifest)
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return None
     except (OSError, msgspec.MsgspecError) as error:
         raise SourceError(

@@ -11,7 +11,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 from urllib.parse import urlsplit
 
-from shoal.errors import DownloadError, SourceError
+from shoal.errors import DownloadError, ShoalError, SourceError
 from shoal.weights import manifest
 from shoal.weights.cache import Progress, locked
 
@@ -66,17 +66,21 @@ def _folder_name(url: str) -> str:
 
 
 def _copy(url: str, folder: Path, report: Progress) -> None:
-    filesystem, path = _open_filesystem(url)
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     try:
+        filesystem, path = _open_filesystem(url)
         names = _wanted(filesystem, path, url)
         for remote, name in names.items():
             _copy_file(filesystem, remote, folder / name, report)
-    except OSError as error:
+    except ShoalError:
+        raise
+    except Exception as error:
+        # Every kind of storage brings its own client library and its own errors.
         raise DownloadError(
-            f"{hidden(url)} could not be copied to {folder} ({type(error).__name__}: {error}); "
-            "check the address, your credentials for it and the free space"
+            f"{hidden(url)} could not be copied to {folder} ({type(error).__name__}: "
+            f"{hidden(_first_line(error))}); check the address, your credentials for it and the "
+            "free space"
         ) from error
     is_gguf = len(names) == 1 and path.endswith(".gguf")
     manifest.write(

@@ -46,7 +46,7 @@ def resolve(name: str, *, report: Progress | None = None) -> ModelFiles:
     if "://" in name:
         return _from_cache(name, copy_from_url(name, cache_root(), report))
     path = Path(name).expanduser()
-    if path.exists():
+    if name and path.exists():
         return _local(name, path)
     if path.suffix == ".gguf" or name.startswith((".", "/", "~")):
         raise SourceError(f"there is no file or folder {path}")
