@@ -40,9 +40,13 @@ def tokenizer(style: str = "byte_level", template: str | None = None) -> Tokeniz
 def test_streamed_pieces_join_to_the_whole_text(
     style: str, data: st.DataObject, skip_special: bool
 ) -> None:
-    """Any token ids at all: split characters, invalid bytes, special tokens between them."""
+    """Any ids: split characters, invalid bytes, special tokens between them, ids of no token."""
     one = tokenizer(style)
-    ids = data.draw(st.lists(st.integers(0, one.vocab_size - 1), max_size=20))
+    tokens = ["<|im_end|>", "<eos>", "<0xC3>", "<0xA9>", "<0xFF>", "Ã", "©", "▁he", "▁", "he"]
+    known = [STYLES[style].token_to_id(token) for token in tokens]
+    tricky = [token_id for token_id in known if token_id is not None]
+    any_id = st.integers(0, one.vocab_size) | st.sampled_from([*tricky, one.vocab_size])
+    ids = data.draw(st.lists(any_id, max_size=20))
     stream = one.stream(skip_special=skip_special)
     pieces = [stream.push(token_id) for token_id in ids]
     assert "".join(pieces) + stream.flush() == one.decode(ids, skip_special=skip_special)

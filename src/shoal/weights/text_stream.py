@@ -12,7 +12,7 @@ _REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
 
 
 class TextStream:
-    """`decode` turns token ids into text; ids in `skipped` add nothing to it.
+    """`decode` turns token ids into text; those that `is_silent` says so add nothing to it.
 
     Ids in `byte_tokens` stand for one byte each, and a run of them is decoded as a whole: text
     waits for the end of the run.
@@ -22,11 +22,11 @@ class TextStream:
         self,
         decode: Callable[[list[int]], str],
         *,
-        skipped: frozenset[int],
+        is_silent: Callable[[int], bool],
         byte_tokens: frozenset[int],
     ) -> None:
         self._decode = decode
-        self._skipped = skipped
+        self._is_silent = is_silent
         self._byte_tokens = byte_tokens
         # Decoding looks at neighbours (leading spaces, split characters), so the tokens last shown
         # are kept as context. `_window` is that context, then the tokens not shown yet.
@@ -36,7 +36,7 @@ class TextStream:
 
     def push(self, token_id: int) -> str:
         """The text that is certain now and was not before; often one token's, sometimes none."""
-        if token_id in self._skipped:
+        if self._is_silent(token_id):
             return ""
         self._window.append(token_id)
         if token_id in self._byte_tokens:

@@ -90,11 +90,12 @@ class Tokenizer:
         def decode(ids: list[int]) -> str:
             return self.decode(ids, skip_special=skip_special)
 
-        return TextStream(
-            decode,
-            skipped=self._special_ids if skip_special else frozenset(),
-            byte_tokens=self._spelling.byte_tokens,
-        )
+        def is_silent(token_id: int) -> bool:
+            if token_id in self._special_ids:
+                return skip_special
+            return self._backend.id_to_token(token_id) is None
+
+        return TextStream(decode, is_silent=is_silent, byte_tokens=self._spelling.byte_tokens)
 
     def token_bytes(self, token_id: int) -> bytes:
         """The bytes one token adds to a text; part of a character, at times."""
