@@ -139,11 +139,11 @@ class PackedSource(MemorySource):
         )
 
 
-def stacked_weight(source, monkeypatch, quantize):
+def stacked_weight(source, monkeypatch, few):
     seen = []
     monkeypatch.setattr("shoal.weights.parts.make_linear", lambda weight, *_: seen.append(weight))
     names = {"a.weight": "a.weight", "b.weight": "b.weight"}
-    parts = Parts(source, names, Scheme(quantize=quantize))
+    parts = Parts(source, names, Scheme(few=few))
     parts.linear(("a", Span(0, 2)), ("b", None))
     return seen[0]
 
@@ -151,7 +151,7 @@ def stacked_weight(source, monkeypatch, quantize):
 def test_parts_that_are_all_4_bit_are_fused_in_4_bit(monkeypatch):
     source = PackedSource({"a.weight": (4, 32), "b.weight": (3, 32)}, readable=True)
     assert isinstance(stacked_weight(source, monkeypatch, "int4"), Affine4)
-    assert isinstance(stacked_weight(source, monkeypatch, "none"), torch.Tensor)
+    assert isinstance(stacked_weight(source, monkeypatch, None), torch.Tensor)
     source.dense_names = frozenset({"b.weight"})
     mixed = stacked_weight(source, monkeypatch, "int4")
     assert mixed[:, 0].tolist() == [5.0, 5.0, 1.0, 1.0, 1.0]

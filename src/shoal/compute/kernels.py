@@ -10,26 +10,27 @@ import torch
 from shoal.compute.linear import Scheme
 from shoal.config import DType, Quantize
 
-# With AVX-512 VNNI the 4-bit kernel is faster up to three rows; with AVX2 the 8-bit one always is.
-_INT4_ROWS_WITH_VNNI = 3
+# Up to so many rows the weight-only kernels beat those that have more arithmetic per byte read.
+_FEW_ROWS = 3
 # From so many rows on, emulated bfloat16 products are slower than widening the weights.
 _WIDEN_ROWS = 8
 
 
 def choose_scheme(dtype: DType, quantize: Quantize) -> Scheme:
-    """The scheme for what was asked; `auto` is what is fastest here at a known small loss.
+    """The scheme for what was asked. Activations are float32 unless bfloat16 is asked for.
 
-    An explicit dtype with `quantize="auto"` means that type and no quantisation.
+    `auto` is what costs no quality to speak of: 8-bit weights for a few rows and 16-bit ones for
+    many. `int8` and `int4` quantise the activations of many rows as well, for speed. An explicit
+    dtype with `quantize="auto"` means that type and no quantisation.
     """
     if quantize == "none" or (quantize == "auto" and dtype != "auto"):
         widen_rows = None if has_native_bfloat16() else _WIDEN_ROWS
         return Scheme(dtype=_dense_dtype(dtype), widen_rows=widen_rows)
     activations = torch.bfloat16 if dtype == "bfloat16" else torch.float32
-    int4_is_fast = torch.cpu._is_vnni_supported()
-    if quantize == "int8" or (quantize == "auto" and not int4_is_fast):
-        return Scheme(dtype=activations, quantize="int8")
-    int4_rows = _INT4_ROWS_WITH_VNNI if int4_is_fast else 1
-    return Scheme(dtype=activations, quantize="int4", int4_rows=int4_rows)
+    if quantize == "auto":
+        return Scheme(dtype=activations, many="float16", few="int8", few_rows=_FEW_ROWS)
+    few_rows = _FEW_ROWS if quantize == "int4" else 1
+    return Scheme(dtype=activations, many="int8", few=quantize, few_rows=few_rows)
 
 
 def has_native_bfloat16() -> bool:

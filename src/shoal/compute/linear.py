@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 
 from shoal.compute.affine import Affine4
-from shoal.compute.quantized import Int4Linear, Int8Linear
+from shoal.compute.quantized import DynamicInt8Linear, Float16Linear, Int4Linear, Int8Linear
 
 
 class Linear(Protocol):
@@ -29,15 +29,17 @@ class Embedding(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Scheme:
-    """How weights are held: the type of activations and the width of the weights.
+    """How linear layers hold their weights. `kernels.py` chooses; activations have `dtype`.
 
-    `int4_rows`: up to so many rows the 4-bit kernel is used, beyond it the 8-bit one.
-    `widen_rows`: from so many rows on, bfloat16 weights are multiplied in float32 (None: never).
+    `many` is the kernel for many rows, where arithmetic limits, and `few` the one for up to
+    `few_rows` rows, where reading the weights does. `few=None`: one kernel for all.
+    `widen_rows`: from so many rows on, bfloat16 weights are multiplied in float32.
     """
 
     dtype: torch.dtype = torch.float32
-    quantize: Literal["none", "int8", "int4"] = "none"
-    int4_rows: int = 1
+    many: Literal["dense", "float16", "int8"] = "dense"
+    few: Literal["int8", "int4"] | None = None
+    few_rows: int = 0
     widen_rows: int | None = None
 
 
@@ -96,28 +98,41 @@ def make_linear(
     weight: torch.Tensor | Affine4, bias_N: torch.Tensor | None, scheme: Scheme
 ) -> Linear:
     """The linear layer for a weight matrix [N, K] as read from its file."""
-    if scheme.quantize == "none":
-        return _dense(_to_dense(weight), bias_N, scheme)
-    int8 = Int8Linear(_to_dense(weight), bias_N)
-    if scheme.quantize == "int8":
-        return int8
-    return LinearByRows(Int4Linear(weight, bias_N), int8, scheme.int4_rows)
+    many = _for_many(_to_dense(weight), bias_N, scheme)
+    if scheme.few is None:
+        return many
+    few: Linear
+    if scheme.few == "int4":
+        few = Int4Linear(weight, bias_N)
+    else:
+        few = Int8Linear(_to_dense(weight), bias_N)
+    return LinearByRows(few, many, scheme.few_rows)
 
 
 def make_head(weight_VE: torch.Tensor | Affine4, scheme: Scheme) -> Linear:
     """The output head. 4 bits would cost quality where every token feels it: 8 at the least."""
-    if scheme.quantize == "none":
-        return _dense(_to_dense(weight_VE), None, scheme)
-    return Int8Linear(_to_dense(weight_VE), None)
+    dense_VE = _to_dense(weight_VE)
+    many = _for_many(dense_VE, None, scheme)
+    if scheme.few is None:
+        return many
+    return LinearByRows(Int8Linear(dense_VE), many, scheme.few_rows)
 
 
 def make_embedding(weight_VE: torch.Tensor | Affine4, scheme: Scheme) -> TableEmbedding:
-    """The token table; in 16 bits beside quantised layers."""
+    """The token table; in 16 bits beside layers that have no more."""
     table_VE = _to_dense(weight_VE)
-    if scheme.quantize == "none":
+    if scheme.many == "dense":
         return TableEmbedding(table_VE.to(scheme.dtype), scheme.dtype)
     is_narrow = table_VE.dtype in (torch.float16, torch.bfloat16)
     return TableEmbedding(table_VE if is_narrow else table_VE.half(), scheme.dtype)
+
+
+def _for_many(weight_NK: torch.Tensor, bias_N: torch.Tensor | None, scheme: Scheme) -> Linear:
+    if scheme.many == "float16":
+        return Float16Linear(weight_NK, bias_N)
+    if scheme.many == "int8":
+        return DynamicInt8Linear(weight_NK, bias_N)
+    return _dense(weight_NK, bias_N, scheme)
 
 
 def _dense(weight_NK: torch.Tensor, bias_N: torch.Tensor | None, scheme: Scheme) -> Linear:

@@ -111,7 +111,7 @@ class _DecoderBuilder:
 
     def table(self, name: str) -> torch.Tensor | Affine4:
         table = self.parts.matrix(name)
-        if self.scheme.quantize == "none" and isinstance(table, torch.Tensor):
+        if self.scheme.many == "dense" and isinstance(table, torch.Tensor):
             # Cast here, so that a tied embedding and head share the result.
             return table.to(self.scheme.dtype)
         return table

@@ -117,6 +117,9 @@ def _max_context(config: EngineConfig, trained: int) -> int:
 
 def _describe(scheme: Scheme) -> str:
     activations = str(scheme.dtype).removeprefix("torch.")
-    if scheme.quantize == "none":
+    if scheme.few is None:
         return activations
-    return f"{scheme.quantize} weights, {activations} activations"
+    return (
+        f"{scheme.few} weights for up to {scheme.few_rows} rows and {scheme.many} beyond, "
+        f"{activations} activations"
+    )

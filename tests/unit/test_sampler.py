@@ -1,0 +1,126 @@
+"""The sampler: distributions, truncation, penalties, and randomness from (seed, position) alone."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+
+import pytest
+import torch
+
+from shoal.compute import sampler
+from shoal.compute.sampler import sample, sample_seed, token_logprobs, uniform
+from shoal.messages import Sampling
+
+VOCAB = 200
+
+
+@pytest.fixture
+def logits_V() -> torch.Tensor:
+    return torch.randn(VOCAB, generator=torch.Generator().manual_seed(3)) * 2
+
+
+def draws(logits_V: torch.Tensor, number: int, **options: object) -> Counter[int]:
+    samplings = [Sampling(seed=11, position=i, **options) for i in range(number)]  # type: ignore[arg-type]
+    return Counter(sample(logits_V.repeat(number, 1), samplings))
+
+
+def best_ids(logits_V: torch.Tensor, number: int) -> list[int]:
+    ids: list[int] = logits_V.topk(number).indices.tolist()
+    return ids
+
+
+def test_uniform_numbers_are_uniform_and_depend_on_both_arguments() -> None:
+    numbers = [uniform(seed, position) for seed in range(40) for position in range(250)]
+    assert len(set(numbers)) == 10_000
+    assert min(numbers) >= 0.0
+    assert max(numbers) < 1.0
+    buckets = Counter(int(number * 10) for number in numbers)
+    assert all(abs(count - 1000) < 150 for count in buckets.values())
+
+
+def test_samples_of_one_request_have_seeds_of_their_own() -> None:
+    assert sample_seed(5, 0) == 5
+    assert len({sample_seed(5, index) for index in range(100)}) == 100
+
+
+def test_draws_follow_the_distribution(logits_V: torch.Tensor) -> None:
+    counts = draws(logits_V, 20_000)
+    probs = logits_V.softmax(0).tolist()
+    for token in best_ids(logits_V, 5):
+        deviation = math.sqrt(probs[token] * (1 - probs[token]) / 20_000)
+        assert abs(counts[token] / 20_000 - probs[token]) < 5 * deviation
+
+
+def test_top_k_and_top_p_and_min_p_keep_exactly_the_right_tokens(logits_V: torch.Tensor) -> None:
+    assert set(draws(logits_V, 4000, top_k=3)) == set(best_ids(logits_V, 3))
+    assert set(draws(logits_V, 100, top_k=1)) == set(best_ids(logits_V, 1))
+    probs = logits_V.softmax(0).sort(descending=True).values
+    nucleus = int((probs.cumsum(0) < 0.5).sum()) + 1
+    assert set(draws(logits_V, 8000, top_p=0.5)) == set(best_ids(logits_V, nucleus))
+    kept = int((probs >= 0.3 * probs[0]).sum())
+    assert set(draws(logits_V, 8000, min_p=0.3)) == set(best_ids(logits_V, kept))
+    assert set(draws(logits_V, 8000, min_p=0.3, top_k=50)) == set(best_ids(logits_V, kept))
+    assert set(draws(logits_V, 50, top_p=1e-6)) == set(best_ids(logits_V, 1))
+
+
+def test_top_p_counts_within_top_k(logits_V: torch.Tensor) -> None:
+    probs = logits_V.softmax(0).sort(descending=True).values[:10]
+    nucleus = int(((probs / probs.sum()).cumsum(0) < 0.6).sum()) + 1
+    assert set(draws(logits_V, 4000, top_k=10, top_p=0.6)) == set(best_ids(logits_V, nucleus))
+
+
+def test_a_flat_distribution_takes_the_slow_road_to_the_same_tokens(
+    logits_V: torch.Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fast = draws(logits_V, 500, top_p=0.9, temperature=3.0)
+    monkeypatch.setattr(sampler, "NUM_CANDIDATES", 4)
+    assert draws(logits_V, 500, top_p=0.9, temperature=3.0) == fast
+
+
+def test_a_draw_does_not_depend_on_its_neighbours(logits_V: torch.Tensor) -> None:
+    mixed = [
+        Sampling(seed=1, position=9),
+        Sampling(seed=1, position=9, top_k=7),
+        Sampling(seed=2, position=4, top_p=0.8, temperature=1.7),
+        Sampling(seed=3, position=4, temperature=0.0),
+        Sampling(seed=4, position=4, min_p=0.1),
+    ]
+    together = sample(logits_V.repeat(5, 1), mixed)
+    alone = [sample(logits_V.repeat(1, 1), [sampling])[0] for sampling in mixed]
+    assert together == alone
+
+
+def test_zero_and_tiny_temperatures_are_greedy(logits_V: torch.Tensor) -> None:
+    assert set(draws(logits_V, 20, temperature=0.0)) == set(best_ids(logits_V, 1))
+    assert set(draws(logits_V, 20, temperature=1e-30)) == set(best_ids(logits_V, 1))
+
+
+def test_penalties_bias_and_bans(logits_V: torch.Tensor) -> None:
+    first, second, third = best_ids(logits_V, 3)
+    greedy = {"temperature": 0.0}
+    assert set(draws(logits_V, 1, **greedy, banned_ids=(first,))) == {second}
+    assert set(draws(logits_V, 1, **greedy, logit_bias={third: 100.0})) == {third}
+    assert set(draws(logits_V, 1, **greedy, output_history=[first], presence_penalty=2.0))
+    repeated = {"output_history": [first] * 50, "frequency_penalty": 2.0}
+    assert set(draws(logits_V, 1, **greedy, **repeated)) == {second}
+    prompted = {"prompt_history": [first, second], "repetition_penalty": 50.0}
+    assert set(draws(logits_V, 1, **greedy, **prompted)) == {third}
+
+
+def test_repetition_penalty_divides_positive_and_multiplies_negative_logits() -> None:
+    logits_NV = torch.tensor([[2.0, -1.0, 0.5]])
+    sampling = Sampling(
+        seed=0, position=0, temperature=0.0, prompt_history=[0, 1], repetition_penalty=2.0
+    )
+    sample(logits_NV, [sampling])
+    assert logits_NV.tolist() == [[1.0, -2.0, 0.5]]
+
+
+def test_logprobs_are_the_models_own(logits_V: torch.Tensor) -> None:
+    expected = logits_V.log_softmax(0)
+    scores = token_logprobs(logits_V.repeat(2, 1), [5, 6], [0, 3])
+    assert scores[0].logprob == pytest.approx(float(expected[5]))
+    assert scores[0].top_ids == []
+    assert scores[1].top_ids == best_ids(logits_V, 3)
+    assert scores[1].top_logprobs == pytest.approx(expected.topk(3).values.tolist())
