@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -70,7 +72,7 @@ def test_however_text_is_cut_the_shown_part_ends_before_the_first_stop(
     text: str, cuts: list[int], stop: tuple[str, ...]
 ) -> None:
     edges = [0, *sorted(min(cut, len(text)) for cut in cuts), len(text)]
-    pieces = [text[a:b] for a, b in zip(edges, edges[1:], strict=False)]
+    pieces = [text[a:b] for a, b in pairwise(edges)]
     shown, match = run(pieces, stop)
     # A piece is judged whole, so of overlapping matches the first to be complete wins.
     ends = [text.find(s) + len(s) for s in stop if s in text]

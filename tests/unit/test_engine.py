@@ -1,0 +1,284 @@
+"""The engine with a scripted executor: streams, stops, cancellation, failures, health."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from array import array
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from shoal.engine.api import Delta, ModelInfo
+from shoal.engine.engine import Engine
+from shoal.engine.outputs import gather
+from shoal.engine.serving import ServingEngine
+from shoal.errors import (
+    ContextTooLong,
+    EngineStopped,
+    InternalError,
+    InvalidRequest,
+    QueueFull,
+    UnsupportedByModel,
+)
+from shoal.messages import Chunk, ChunkResult, Plan, StepResult, TokenLogprobs
+from shoal.request import FinishReason, SamplingParams
+from shoal.schedule.scheduler import Scheduler
+
+END = 0
+VOCAB = 50
+
+
+class Letters:
+    """Token 1 is "a", 2 is "b", …; token 0 ends the text."""
+
+    eos_ids = frozenset({END})
+
+    def stream(self, *, skip_special: bool) -> Letters:
+        assert skip_special
+        return self
+
+    def push(self, token_id: int) -> str:
+        return chr(ord("a") + token_id - 1)
+
+    def flush(self) -> str:
+        return ""
+
+
+class Counting:
+    """Each token is the one before it plus one; waits while the gate is shut."""
+
+    max_in_flight = 1
+
+    def __init__(self) -> None:
+        self.plans: list[Plan] = []
+        self.gate = threading.Event()
+        self.gate.set()
+        self.fail_next: Exception | None = None
+        self.pause_s = 0.0
+
+    def submit(self, plan: Plan) -> None:
+        self.plans.append(plan)
+
+    def collect(self) -> StepResult:
+        plan = self.plans.pop(0)
+        self.gate.wait()
+        time.sleep(self.pause_s)
+        if self.fail_next is not None:
+            error, self.fail_next = self.fail_next, None
+            raise error
+        return StepResult(
+            epoch=plan.epoch, step=plan.step, results=[self.result(c) for c in plan.chunks]
+        )
+
+    def result(self, chunk: Chunk) -> ChunkResult:
+        token_id = None if chunk.sampling is None else (chunk.tokens[-1] + 1) % 10
+        wanted = chunk.sampling is not None and chunk.sampling.num_logprobs is not None
+        return ChunkResult(
+            request_id=chunk.request_id,
+            token_id=token_id,
+            logprobs=TokenLogprobs(-1.0, [], []) if wanted else None,
+            prompt_logprobs=[TokenLogprobs(-2.0, [], []) for _ in chunk.score_targets],
+            pooled=array("f", [3.0, 4.0]).tobytes() if chunk.pooling else b"",
+        )
+
+
+def make_engine(
+    executor: Counting, *, max_waiting: int = 100, can_generate: bool = True, stall_s: float = 30.0
+) -> ServingEngine:
+    scheduler = Scheduler(
+        num_blocks=64,
+        block_size=4,
+        max_context=64,
+        max_step_tokens=32,
+        max_running=8,
+        max_waiting=max_waiting,
+    )
+    info = ModelInfo(
+        name="counting",
+        max_context=64,
+        vocab_size=VOCAB,
+        can_generate=can_generate,
+        created_s=0,
+        description="",
+    )
+    engine = Engine(scheduler, executor, Letters(), info, stall_s=stall_s)  # type: ignore[arg-type]
+    return ServingEngine(engine)
+
+
+@pytest.fixture
+def executor() -> Counting:
+    return Counting()
+
+
+@pytest.fixture
+def engine(executor: Counting) -> Iterator[ServingEngine]:
+    engine = make_engine(executor)
+    yield engine
+    executor.gate.set()
+    engine.close()
+
+
+def answer(engine: ServingEngine, prompt: list[int], **options: object) -> list[Delta]:
+    params = SamplingParams(**{"max_tokens": None, **options})  # type: ignore[arg-type]
+    return list(engine.submit_sync(prompt, params))
+
+
+def wait_until(condition: Callable[[], bool]) -> None:
+    for _ in range(2000):
+        if condition():
+            return
+        threading.Event().wait(0.005)
+    raise AssertionError("the condition did not come true in 10 s")
+
+
+def test_an_answer_ends_at_the_end_token_which_shows_no_text(engine: ServingEngine) -> None:
+    deltas = answer(engine, [5])
+    assert "".join(delta.text for delta in deltas) == "fghi"
+    assert [delta.token_ids for delta in deltas] == [[6], [7], [8], [9], [END]]
+    assert deltas[-1].finish_reason is FinishReason.STOP
+    assert deltas[-1].stop_match is None
+    assert all(delta.finish_reason is None for delta in deltas[:-1])
+
+
+def test_max_tokens_min_tokens_and_ignore_eos(engine: ServingEngine) -> None:
+    short = answer(engine, [1], max_tokens=3)
+    assert short[-1].finish_reason is FinishReason.LENGTH
+    assert len(short) == 3
+    assert len(answer(engine, [5], max_tokens=12, ignore_eos=True)) == 12
+    assert len(answer(engine, [60 % VOCAB], max_tokens=None, ignore_eos=True)) == 63
+
+
+def test_stop_strings_and_stop_tokens_say_what_matched(engine: ServingEngine) -> None:
+    output = gather([1], 1, answer(engine, [1], stop=("ef",))).samples[0]
+    assert (output.text, output.stop_match) == ("bcd", "ef")
+    assert output.finish_reason is FinishReason.STOP
+    output = gather([1], 1, answer(engine, [1], stop_token_ids=(4,))).samples[0]
+    assert (output.text, output.stop_match) == ("bc", 4)
+    assert engine.stats().num_running == 0
+
+
+def test_samples_share_the_prompt_and_are_numbered(engine: ServingEngine) -> None:
+    output = gather([1] * 9, 3, answer(engine, [1] * 9, n=3, max_tokens=2, logprobs=0))
+    assert [sample.text for sample in output.samples] == ["bc"] * 3
+    assert [len(sample.logprobs or []) for sample in output.samples] == [2] * 3
+    assert engine.stats().prefix_hit_tokens == 2 * 8
+
+
+def test_prompt_logprobs_come_once_per_position_after_the_first(engine: ServingEngine) -> None:
+    output = gather([1] * 40, 1, answer(engine, [1] * 40, max_tokens=2, prompt_logprobs=0))
+    assert len(output.prompt_logprobs or []) == 39
+
+
+def test_embeddings_have_length_one(executor: Counting) -> None:
+    engine = make_engine(executor, can_generate=False)
+    assert engine.submit_embed_sync([1, 2]).embedding() == pytest.approx([0.6, 0.8])
+    with pytest.raises(UnsupportedByModel, match="embeddings"):
+        answer(engine, [1])
+    engine.close()
+
+
+@pytest.mark.parametrize(
+    ("prompt", "options", "error", "words"),
+    [
+        ([], {}, InvalidRequest, "empty"),
+        ([VOCAB], {}, InvalidRequest, "token 50"),
+        ([-1], {}, InvalidRequest, "token -1"),
+        ([1], {"logit_bias": {VOCAB: 1.0}}, InvalidRequest, "logit_bias"),
+        ([1], {"stop_token_ids": (99,)}, InvalidRequest, "stop_token_ids"),
+        ([1] * 64, {}, ContextTooLong, "64"),
+        ([1] * 60, {"max_tokens": 5}, ContextTooLong, "65"),
+        ([1] * 60, {"max_tokens": None, "min_tokens": 5}, ContextTooLong, "min_tokens=5"),
+    ],
+)
+def test_wrong_requests_are_refused_with_the_numbers(
+    engine: ServingEngine,
+    prompt: list[int],
+    options: dict[str, object],
+    error: type[Exception],
+    words: str,
+) -> None:
+    with pytest.raises(error, match=words):
+        answer(engine, prompt, **options)
+    assert len(answer(engine, [1], max_tokens=1)) == 1
+
+
+def test_a_full_queue_refuses_and_says_when_to_try_again(executor: Counting) -> None:
+    engine = make_engine(executor, max_waiting=2)
+    executor.gate.clear()
+    first = engine.submit_sync([1], SamplingParams(max_tokens=2))
+    wait_until(lambda: engine.stats().num_running == 1)
+    waiting = [engine.submit_sync([1], SamplingParams(max_tokens=2)) for _ in range(2)]
+    with pytest.raises(QueueFull) as caught:
+        engine.submit_sync([1], SamplingParams(max_tokens=2))
+    assert caught.value.retry_after_s >= 1
+    executor.gate.set()
+    assert [len(list(stream)) for stream in (first, *waiting)] == [2, 2, 2]
+    engine.close()
+
+
+def test_leaving_a_stream_cancels_its_request(engine: ServingEngine, executor: Counting) -> None:
+    executor.pause_s = 0.005
+
+    async def leave_early() -> None:
+        async for delta in engine.submit([1], SamplingParams(max_tokens=60, ignore_eos=True)):
+            if delta.token_ids == [3]:
+                break
+
+    asyncio.run(leave_early())
+    wait_until(lambda: engine.stats().num_running == 0)
+    assert engine.stats().num_used_blocks == 0
+    assert engine.stats().generated_tokens < 60
+
+
+def test_many_async_streams_are_not_mixed_up(engine: ServingEngine) -> None:
+    async def one(start: int) -> str:
+        stream = engine.submit([start], SamplingParams(max_tokens=30))
+        return "".join([delta.text async for delta in stream])
+
+    async def all_of_them() -> list[str]:
+        return await asyncio.gather(*(one(1 + i % 8) for i in range(60)))
+
+    expected = ["bcdefghi"[i % 8 :] for i in range(60)]
+    assert asyncio.run(all_of_them()) == expected
+
+
+def test_a_failed_step_ends_its_requests_and_the_next_go_on(
+    engine: ServingEngine, executor: Counting, caplog: pytest.LogCaptureFixture
+) -> None:
+    executor.fail_next = RuntimeError("a bad kernel")
+    with pytest.raises(InternalError, match="a bad kernel"):
+        answer(engine, [1])
+    assert "a bad kernel" in caplog.text
+    assert "".join(delta.text for delta in answer(engine, [5])) == "fghi"
+    assert engine.health().ok
+
+
+def test_health_fails_when_work_waits_and_nothing_moves(executor: Counting) -> None:
+    engine = make_engine(executor, stall_s=0.05)
+    assert engine.health().ok
+    executor.gate.clear()
+    stream = engine.submit_sync([1], SamplingParams(max_tokens=2))
+    wait_until(lambda: not engine.health().ok)
+    assert "no step has finished" in engine.health().reason
+    executor.gate.set()
+    assert len(list(stream)) == 2
+    assert engine.health().ok
+    engine.close()
+
+
+def test_closing_ends_open_streams_with_a_retryable_error(executor: Counting) -> None:
+    engine = make_engine(executor)
+    executor.gate.clear()
+    stream = engine.submit_sync([1], SamplingParams(max_tokens=50))
+    wait_until(lambda: engine.stats().num_running == 1)
+    closer = threading.Thread(target=engine.close)
+    closer.start()
+    wait_until(lambda: not engine.health().ok)
+    executor.gate.set()
+    closer.join()
+    with pytest.raises(EngineStopped):
+        list(stream)
+    with pytest.raises(EngineStopped):
+        engine.submit_sync([1], SamplingParams(max_tokens=2))
