@@ -227,8 +227,7 @@ def test_leaving_a_stream_cancels_its_request(engine: ServingEngine, executor: C
                 break
 
     asyncio.run(leave_early())
-    wait_until(lambda: engine.stats().num_running == 0)
-    assert engine.stats().num_used_blocks == 0
+    wait_until(lambda: engine.stats().num_used_blocks == 0)
     assert engine.stats().generated_tokens < 60
 
 
