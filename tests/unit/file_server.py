@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 @dataclass
 class FileServer:
-    """`break_after` cuts each answer after so many bytes; `bodies_sent` counts bytes sent."""
+    """`break_after` cuts each answer after so many bytes; `bytes_sent` counts what went out."""
 
     files: dict[str, bytes]
     ranges: bool = True
