@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import httpx
+import pytest
 from server_fakes import MODEL
 
 _PROGRAM = """
@@ -22,6 +23,7 @@ print("the engine can be closed now", flush=True)
 """
 
 
+@pytest.mark.slow
 def test_sigterm_ends_the_server_and_not_its_streams() -> None:
     here = str(Path(__file__).parent)
     with subprocess.Popen(
