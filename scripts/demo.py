@@ -46,7 +46,8 @@ def _show(log: IO[str]) -> None:
     _pull()
     _say("Starting the server")
     with _server(log) as (url, process):
-        print(f"$ curl -N {url}/v1/chat/completions -d '{json.dumps(_body())}'")
+        print(f"$ curl -N {url}/v1/chat/completions -H 'content-type: application/json' \\")
+        print(f"    -d '{json.dumps(_body())}'")
         _say(f"Asking it over HTTP: {QUESTION}")
         num_tokens, elapsed_s = _ask(url)
         if process.poll() is not None:

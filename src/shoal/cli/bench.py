@@ -138,7 +138,10 @@ async def _measure(target: Target, spec: LoadSpec) -> LoadReport:
     tokens = await target.tokenize(english_text())
     await _warm_up(target, tokens, spec)
     columns = (TextColumn("requests"), BarColumn(), MofNCompleteColumn())
-    with Progress(*columns, console=err_console(), transient=True) as progress:
+    console = err_console()
+    with Progress(
+        *columns, console=console, transient=True, disable=not console.is_terminal
+    ) as progress:
         task = progress.add_task("requests", total=spec.num_requests)
 
         def count(_: Trace) -> None:

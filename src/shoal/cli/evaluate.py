@@ -39,6 +39,7 @@ PRECISIONS: tuple[tuple[DType, Quantize], ...] = (
     ("auto", "int8"),
     ("auto", "int4"),
     ("bfloat16", "none"),
+    ("auto", "auto"),
 )
 """What --compare measures; the first is what the others are compared with."""
 
@@ -53,7 +54,7 @@ class Score(msgspec.Struct, frozen=True, kw_only=True):
 def perplexity(
     model: ModelArgument,
     compare: Annotated[
-        bool, typer.Option("--compare", help="Measure fp32, int8, int4 and bfloat16 in turn.")
+        bool, typer.Option("--compare", help="Measure fp32, int8, int4, bfloat16 and auto in turn.")
     ] = False,
     text: Annotated[
         Path | None,
@@ -178,4 +179,4 @@ def _record(
 
 
 def _label(dtype: DType, quantize: Quantize) -> str:
-    return dtype if quantize == "none" else f"{quantize} (dtype {dtype})"
+    return dtype if quantize == "none" else quantize

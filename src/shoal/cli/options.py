@@ -34,7 +34,7 @@ def usage_errors() -> Iterator[None]:
     try:
         yield
     except (InvalidRequest, ConfigError) as error:
-        hint = f"--{error.param.replace('_', '-')}" if error.param else None
+        hint = f"'--{error.param.replace('_', '-')}'" if error.param else None
         raise typer.BadParameter(error.message, param_hint=hint) from error
 
 

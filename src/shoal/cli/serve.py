@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 from rich.markup import escape
@@ -24,9 +24,6 @@ from shoal.cli.options import (
 )
 from shoal.cli.stored import size_of
 from shoal.config import EngineConfig
-
-if TYPE_CHECKING:
-    from shoal.engine.serving import ServingEngine
 
 SCHEDULING_PANEL = "Scheduling"
 
@@ -116,7 +113,11 @@ def run_server(config: EngineConfig, host: str, port: int, *, accept_terms: bool
 
         engine = start_engine(config)
         try:
-            _describe(engine, config, time.perf_counter() - start_s)
+            note(f"{engine.info.description}; ready in {time.perf_counter() - start_s:.1f} s")
+            note(
+                f"context of {engine.info.max_context:,} tokens; up to {config.max_running:,} "
+                f"requests together, {config.max_waiting:,} waiting"
+            )
 
             def ready(url: str) -> None:
                 _welcome(url, files.name, can_generate=engine.info.can_generate)
@@ -125,15 +126,6 @@ def run_server(config: EngineConfig, host: str, port: int, *, accept_terms: bool
         finally:
             engine.close()
     note("stopped")
-
-
-def _describe(engine: ServingEngine, config: EngineConfig, elapsed_s: float) -> None:
-    num_kv_tokens = engine.stats().num_blocks * config.block_size
-    note(f"{engine.info.description}; ready in {elapsed_s:.1f} s")
-    note(
-        f"KV cache: {num_kv_tokens:,} tokens; context: {engine.info.max_context:,} tokens; "
-        f"up to {config.max_running} requests together, {config.max_waiting} waiting"
-    )
 
 
 def _welcome(url: str, model: str, *, can_generate: bool) -> None:
