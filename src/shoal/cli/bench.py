@@ -43,33 +43,40 @@ Answers run to their full length (ignore_eos), so token counts are exact. Agains
 give each run its own --seed: the prompts of an earlier run are in its prefix cache.
 """
 
+RequestsOption = Annotated[
+    int, typer.Option(min=1, help="Requests to send.", rich_help_panel=LOAD_PANEL)
+]
+ConcurrencyOption = Annotated[
+    int, typer.Option(min=1, help="Requests open at a time.", rich_help_panel=LOAD_PANEL)
+]
+RateOption = Annotated[
+    float | None,
+    typer.Option(
+        metavar="PER_SECOND",
+        help="Send at random times at this mean rate instead, however many are open.",
+        rich_help_panel=LOAD_PANEL,
+    ),
+]
+PromptTokensOption = Annotated[
+    int, typer.Option(min=1, help="Length of each prompt.", rich_help_panel=LOAD_PANEL)
+]
+AnswerTokensOption = Annotated[
+    int, typer.Option(min=1, help="Length of each answer.", rich_help_panel=LOAD_PANEL)
+]
+LoadSeedOption = Annotated[
+    int, typer.Option(help="Chooses prompts and sending times.", rich_help_panel=LOAD_PANEL)
+]
+
 
 def bench(
     model: OptionalModelArgument = None,
     url: UrlOption = None,
-    requests: Annotated[
-        int, typer.Option(min=1, help="Requests to send.", rich_help_panel=LOAD_PANEL)
-    ] = 32,
-    concurrency: Annotated[
-        int, typer.Option(min=1, help="Requests open at a time.", rich_help_panel=LOAD_PANEL)
-    ] = 8,
-    rate: Annotated[
-        float | None,
-        typer.Option(
-            metavar="PER_SECOND",
-            help="Send at random times at this mean rate instead, however many are open.",
-            rich_help_panel=LOAD_PANEL,
-        ),
-    ] = None,
-    prompt_tokens: Annotated[
-        int, typer.Option(min=1, help="Length of each prompt.", rich_help_panel=LOAD_PANEL)
-    ] = 128,
-    max_tokens: Annotated[
-        int, typer.Option(min=1, help="Length of each answer.", rich_help_panel=LOAD_PANEL)
-    ] = 64,
-    seed: Annotated[
-        int, typer.Option(help="Chooses prompts and sending times.", rich_help_panel=LOAD_PANEL)
-    ] = 0,
+    requests: RequestsOption = 32,
+    concurrency: ConcurrencyOption = 8,
+    rate: RateOption = None,
+    prompt_tokens: PromptTokensOption = 128,
+    max_tokens: AnswerTokensOption = 64,
+    seed: LoadSeedOption = 0,
     dtype: DTypeOption = "auto",
     quantize: QuantizeOption = "auto",
     kv_memory: KvMemoryOption = None,

@@ -15,14 +15,17 @@ from shoal.cli.console import note
 from shoal.cli.conversation import Conversation
 from shoal.cli.loading import LoadOptions, open_llm
 from shoal.cli.options import (
-    SAMPLING_PANEL,
     AcceptTermsOption,
     DTypeOption,
     KvMemoryOption,
     MaxContextOption,
+    MaxTokensOption,
     OptionalModelArgument,
     QuantizeOption,
+    SeedOption,
+    TemperatureOption,
     ThreadsOption,
+    TopPOption,
     UrlOption,
     usage_errors,
 )
@@ -45,20 +48,10 @@ def chat(
     model: OptionalModelArgument = None,
     url: UrlOption = None,
     system: Annotated[str | None, typer.Option(metavar="TEXT", help="The system message.")] = None,
-    max_tokens: Annotated[
-        int, typer.Option(rich_help_panel=SAMPLING_PANEL, help="Longest answer.")
-    ] = 1024,
-    temperature: Annotated[
-        float, typer.Option(rich_help_panel=SAMPLING_PANEL, help="0 takes the likeliest token.")
-    ] = 0.7,
-    top_p: Annotated[
-        float,
-        typer.Option(rich_help_panel=SAMPLING_PANEL, help="Likeliest tokens of this mass; 1: off."),
-    ] = 0.95,
-    seed: Annotated[
-        int | None,
-        typer.Option(rich_help_panel=SAMPLING_PANEL, help="The same seed gives the same text."),
-    ] = None,
+    max_tokens: MaxTokensOption = 1024,
+    temperature: TemperatureOption = 0.7,
+    top_p: TopPOption = 0.95,
+    seed: SeedOption = None,
     dtype: DTypeOption = "auto",
     quantize: QuantizeOption = "auto",
     max_context: MaxContextOption = None,

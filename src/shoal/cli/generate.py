@@ -18,9 +18,14 @@ from shoal.cli.options import (
     JsonOption,
     KvMemoryOption,
     MaxContextOption,
+    MaxTokensOption,
     ModelArgument,
     QuantizeOption,
+    SeedOption,
+    TemperatureOption,
     ThreadsOption,
+    TopKOption,
+    TopPOption,
     usage_errors,
 )
 from shoal.request import SamplingParams
@@ -51,23 +56,11 @@ def generate(
             help="Ask it as a chat message, through the model's template, or continue it as is.",
         ),
     ] = False,
-    max_tokens: Annotated[
-        int, typer.Option(rich_help_panel=SAMPLING_PANEL, help="Longest answer.")
-    ] = 256,
-    temperature: Annotated[
-        float, typer.Option(rich_help_panel=SAMPLING_PANEL, help="0 takes the likeliest token.")
-    ] = 1.0,
-    top_p: Annotated[
-        float,
-        typer.Option(rich_help_panel=SAMPLING_PANEL, help="Likeliest tokens of this mass; 1: off."),
-    ] = 1.0,
-    top_k: Annotated[
-        int, typer.Option(rich_help_panel=SAMPLING_PANEL, help="That many tokens; 0: off.")
-    ] = 0,
-    seed: Annotated[
-        int | None,
-        typer.Option(rich_help_panel=SAMPLING_PANEL, help="The same seed gives the same text."),
-    ] = None,
+    max_tokens: MaxTokensOption = 256,
+    temperature: TemperatureOption = 1.0,
+    top_p: TopPOption = 1.0,
+    top_k: TopKOption = 0,
+    seed: SeedOption = None,
     stop: Annotated[
         list[str] | None,
         typer.Option(rich_help_panel=SAMPLING_PANEL, help="End before this text; repeatable."),

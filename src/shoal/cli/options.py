@@ -91,6 +91,23 @@ AcceptTermsOption = Annotated[
         rich_help_panel=MODEL_PANEL,
     ),
 ]
+MaxTokensOption = Annotated[
+    int, typer.Option(rich_help_panel=SAMPLING_PANEL, help="Longest answer.")
+]
+TemperatureOption = Annotated[
+    float, typer.Option(rich_help_panel=SAMPLING_PANEL, help="0 takes the likeliest token.")
+]
+TopPOption = Annotated[
+    float,
+    typer.Option(rich_help_panel=SAMPLING_PANEL, help="Likeliest tokens of this mass; 1: off."),
+]
+TopKOption = Annotated[
+    int, typer.Option(rich_help_panel=SAMPLING_PANEL, help="Draw from that many; 0: off.")
+]
+SeedOption = Annotated[
+    int | None,
+    typer.Option(rich_help_panel=SAMPLING_PANEL, help="The same seed gives the same text."),
+]
 UrlOption = Annotated[
     str | None,
     typer.Option(
