@@ -281,6 +281,15 @@ def test_who_wants_something_of_every_token_skips_none(overrides: dict[str, Any]
     assert step(scheduler)[0] == {2: 8}
 
 
+def test_blocks_of_an_unsplittable_prompt_are_never_shared() -> None:
+    scheduler = make_scheduler()
+    prompt = list(range(9))
+    scheduler.add(make_request(1, prompt_tokens=prompt, splittable=False, pooling=True))
+    drain(scheduler)
+    scheduler.add(make_request(2, prompt_tokens=prompt))
+    assert step(scheduler)[0] == {2: 9}
+
+
 def test_nothing_is_shared_when_prefix_caching_is_off() -> None:
     scheduler = make_scheduler(prefix_caching=False)
     for i in range(2):
@@ -340,6 +349,17 @@ def test_memory_shortage_preempts_the_lowest_rank_and_loses_no_token() -> None:
     events = drain(scheduler)
     assert len(tokens_of(events, 2)) == 7
     assert scheduler.counts().generated_tokens == 16
+
+
+def test_a_victim_of_this_plan_asks_for_nothing_more_in_it() -> None:
+    scheduler = make_scheduler(num_blocks=14, max_step_tokens=14)
+    scheduler.add(make_request(1, num_prompt=7))
+    scheduler.add(make_request(3, num_prompt=7, priority=1))
+    step(scheduler)
+    scheduler.add(make_request(2, num_prompt=40))
+    assert step(scheduler)[0] == {1: 1, 3: 1, 2: 12}
+    assert step(scheduler)[0] == {1: 1, 2: 13}
+    assert scheduler.preemptions_by_reason == {"memory": 1}
 
 
 def test_a_preempted_request_recomputes_its_answer_as_prompt() -> None:

@@ -45,7 +45,7 @@ def _sampling(sequence: Sequence) -> Sampling:
 
 
 def _score_targets(sequence: Sequence, start: int, end: int) -> list[int]:
-    """The prompt tokens that follow those at [start, end), if any of their scores is missing."""
-    if not sequence.needs_prompt_logprobs or end <= len(sequence.prompt_logprobs):
+    """The prompt tokens that follow those at [start, end), while prompt scores are missing."""
+    if not sequence.needs_prompt_logprobs:
         return []
     return sequence.request.prompt_tokens[start + 1 : end + 1]

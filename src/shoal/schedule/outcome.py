@@ -24,10 +24,12 @@ def check_result(chunk: Chunk, result: ChunkResult) -> None:
 
 def apply_result(sequence: Sequence, chunk: Chunk, result: ChunkResult) -> Event | None:
     """Move a sequence forward by a computed chunk; None when there is nothing to tell yet."""
-    # After a preemption, prompt positions scored before are scored again: keep the first.
-    num_known = len(sequence.prompt_logprobs) - chunk.start
-    sequence.prompt_logprobs.extend(result.prompt_logprobs[max(num_known, 0) :])
-    sequence.pooled = _add_float32(sequence.pooled, result.pooled)
+    if chunk.score_targets:
+        # After a preemption, prompt positions scored before are scored again: keep the first.
+        num_known = max(len(sequence.prompt_logprobs) - chunk.start, 0)
+        sequence.prompt_logprobs.extend(result.prompt_logprobs[num_known:])
+    if chunk.pooling:
+        sequence.pooled = _add_float32(sequence.pooled, result.pooled)
     sequence.num_computed = chunk.start + len(chunk.tokens)
     if result.token_id is not None:
         sequence.tokens.append(result.token_id)
@@ -52,16 +54,16 @@ def _finish_reason(sequence: Sequence, token_id: int | None) -> FinishReason | N
     request = sequence.request
     if request.pooling:
         return FinishReason.STOP
-    may_stop = sequence.num_emitted > request.params.min_tokens
-    if token_id in request.stop_ids and may_stop:
+    num_emitted = sequence.num_emitted
+    if token_id in request.stop_ids and num_emitted > request.params.min_tokens:
         return FinishReason.STOP
-    return FinishReason.LENGTH if sequence.num_emitted >= request.max_tokens else None
+    return FinishReason.LENGTH if num_emitted >= request.max_tokens else None
 
 
 def _add_float32(total: bytes, part: bytes) -> bytes:
     """Elementwise sum, rounded to float32 after each addition as a float32 machine would."""
-    if not total or not part:
-        return total or part
+    if not total:
+        return part
     if len(total) != len(part):
         raise InternalError(f"pooled states of {len(part)} bytes follow some of {len(total)}")
     sums = map(float.__add__, array("f", total), array("f", part))
