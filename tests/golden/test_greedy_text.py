@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from collections.abc import Callable
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import PreTrainedModel
 
 from shoal import LLM, SamplingParams
-from shoal.weights.source import resolve
 
 NUM_TOKENS = 64
 PROMPTS = [
@@ -38,17 +37,15 @@ PROMPTS = [
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["smollm2-135m", "gemma3-270m"])
-def test_greedy_text_of_twenty_prompts_equals_transformers(name: str) -> None:
-    path = Path(resolve(name).path)
-    model = AutoModelForCausalLM.from_pretrained(
-        path.parent, gguf_file=path.name, dtype=torch.float32
-    ).eval()
+def test_greedy_text_of_twenty_prompts_equals_transformers(
+    name: str, reference: Callable[[str], PreTrainedModel]
+) -> None:
     with LLM(name, dtype="float32", kv_memory="1GiB") as llm:
         params = SamplingParams(temperature=0, max_tokens=NUM_TOKENS)
         outputs = llm.generate(PROMPTS, params)
     for prompt, output in zip(PROMPTS, outputs, strict=True):
         drawn = output.samples[0].token_ids
-        assert drawn == greedy_choices(model, output.prompt_tokens, drawn), prompt
+        assert drawn == greedy_choices(reference(name), output.prompt_tokens, drawn), prompt
         assert len(drawn) == NUM_TOKENS or drawn[-1] in llm.tokenizer.eos_ids
 
 

@@ -24,15 +24,11 @@ def tokens(count: int, below: int) -> torch.Tensor:
 @torch.inference_mode()
 # Gemma's windows of 512 tokens only show in a sequence longer than they are.
 @pytest.mark.parametrize(("name", "num_tokens"), [("smollm2-135m", 100), ("gemma3-270m", 530)])
-def test_logits_of_a_gguf_file(name, num_tokens):
+def test_logits_of_a_gguf_file(name, num_tokens, reference):
     files = resolve(name)
     source = open_source(files)
     tokens_T = tokens(num_tokens, source.config["vocab_size"])
-    transformers.utils.logging.disable_progress_bar()
-    model = transformers.AutoModelForCausalLM.from_pretrained(
-        files.path.parent, gguf_file=files.path.name, dtype=torch.float32
-    )
-    theirs_TV = model(tokens_T[None], use_cache=False).logits[0]
+    theirs_TV = reference(name)(tokens_T[None], use_cache=False).logits[0]
     ours_TV = computed(source, tokens_T)
     error = ours_TV.sub_(theirs_TV).abs_().max().item()
     print(f"{name}: max error {error:.1e}, largest logit {theirs_TV.abs().max():.1f}")
