@@ -151,17 +151,19 @@ class Engine:
 
     def step(self) -> None:
         """Plan as far as may be in flight, wait for the oldest result, publish it."""
+        try:
+            self._advance()
+        except Exception as error:
+            self._abandon(error)
+
+    def _advance(self) -> None:
         start_s = time.perf_counter()
         with self._lock:
             self._submit_plans()
         planned_s = time.perf_counter()
         if not self._num_in_flight:
             return
-        try:
-            result = self._executor.collect()
-        except Exception as error:
-            self._abandon(error)
-            return
+        result = self._executor.collect()
         computed_s = time.perf_counter()
         with self._lock:
             self._num_in_flight -= 1
@@ -240,7 +242,7 @@ class Engine:
         return Detokenizer(stream, params.stop)
 
     def _abandon(self, error: Exception) -> None:
-        """A step failed: what took part gets an error, the rest goes on as after a preemption."""
+        """A step failed: what was running gets an error, what waits goes on in a new epoch."""
         log.exception("a step failed; its requests end with an error", exc_info=error)
         with self._lock:
             self._num_in_flight = 0

@@ -26,9 +26,9 @@ def start_engine(
 
     Raises SourceError (no such model, a broken file, no network), ConfigError, OutOfMemory.
     """
-    torch.set_num_threads(config.num_threads or len(os.sched_getaffinity(0)))
+    torch.set_num_threads(config.num_threads or _usable_cores())
     files = resolve(config.model, report=report)
-    tokenizer = load_tokenizer(files)
+    tokenizer = load_tokenizer(files, report=report)
     worker = load_worker(files, config)
     executor = LocalExecutor(worker)
     info = ModelInfo(
@@ -58,3 +58,10 @@ def _scheduler(
         prefix_caching=config.prefix_caching and worker.can_generate,
         max_in_flight=max_in_flight,
     )
+
+
+def _usable_cores() -> int:
+    """The cores this process may use; some systems only know how many there are."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
