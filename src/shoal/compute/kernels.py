@@ -9,6 +9,7 @@ import torch
 
 from shoal.compute.linear import Scheme
 from shoal.config import DType, Quantize
+from shoal.errors import ConfigError
 
 # Up to so many rows the weight-only kernels beat those that have more arithmetic per byte read.
 _FEW_ROWS = 3
@@ -21,9 +22,16 @@ def choose_scheme(dtype: DType, quantize: Quantize) -> Scheme:
 
     `auto` is what costs no quality to speak of: 8-bit weights for a few rows and 16-bit ones for
     many. `int8` and `int4` quantise the activations of many rows as well, for speed. An explicit
-    dtype with `quantize="auto"` means that type and no quantisation.
+    dtype with `quantize="auto"` means that type and no quantisation, as does a torch without
+    FBGEMM (processors other than x86). Raises ConfigError if what was asked cannot run here.
     """
-    if quantize == "none" or (quantize == "auto" and dtype != "auto"):
+    has_fbgemm = "fbgemm" in torch.backends.quantized.supported_engines
+    if quantize in ("int8", "int4") and not has_fbgemm:
+        raise ConfigError(
+            f"--quantize {quantize} needs FBGEMM, which this build of torch lacks on this "
+            f"processor: use --quantize none"
+        )
+    if quantize == "none" or (quantize == "auto" and (dtype != "auto" or not has_fbgemm)):
         widen_rows = None if has_native_bfloat16() else _WIDEN_ROWS
         return Scheme(dtype=_dense_dtype(dtype), widen_rows=widen_rows)
     activations = torch.bfloat16 if dtype == "bfloat16" else torch.float32

@@ -1,0 +1,48 @@
+"""The scheme that is chosen for what was asked."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from shoal.compute import kernels
+from shoal.compute.kernels import choose_scheme
+from shoal.errors import ConfigError
+
+
+@pytest.fixture
+def old_processor(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kernels, "has_native_bfloat16", lambda: False)
+
+
+def test_auto_keeps_activations_whole() -> None:
+    scheme = choose_scheme("auto", "auto")
+    assert (scheme.dtype, scheme.few, scheme.many) == (torch.float32, "int8", "float16")
+
+
+def test_a_named_dtype_means_no_quantisation(old_processor: None) -> None:
+    for dtype, expected in (("float32", torch.float32), ("bfloat16", torch.bfloat16)):
+        scheme = choose_scheme(dtype, "auto")  # type: ignore[arg-type]
+        assert (scheme.dtype, scheme.few, scheme.many) == (expected, None, "dense")
+    assert choose_scheme("auto", "none").dtype == torch.float32
+    assert choose_scheme("bfloat16", "int8").dtype == torch.bfloat16
+
+
+def test_bfloat16_is_widened_only_where_it_is_emulated(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kernels, "has_native_bfloat16", lambda: True)
+    assert choose_scheme("bfloat16", "none").widen_rows is None
+    assert choose_scheme("auto", "none").dtype == torch.bfloat16
+    monkeypatch.setattr(kernels, "has_native_bfloat16", lambda: False)
+    assert choose_scheme("bfloat16", "none").widen_rows is not None
+
+
+def test_without_fbgemm_auto_is_dense_and_quantised_is_refused(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    class Engines:
+        supported_engines = ("qnnpack",)
+
+    monkeypatch.setattr(torch.backends, "quantized", Engines)
+    assert choose_scheme("auto", "auto").few is None
+    with pytest.raises(ConfigError, match="--quantize none"):
+        choose_scheme("auto", "int8")
