@@ -20,7 +20,8 @@ def test_auto_keeps_activations_whole() -> None:
     assert (scheme.dtype, scheme.few, scheme.many) == (torch.float32, "int8", "float16")
 
 
-def test_a_named_dtype_means_no_quantisation(old_processor: None) -> None:
+@pytest.mark.usefixtures("old_processor")
+def test_a_named_dtype_means_no_quantisation() -> None:
     for dtype, expected in (("float32", torch.float32), ("bfloat16", torch.bfloat16)):
         scheme = choose_scheme(dtype, "auto")  # type: ignore[arg-type]
         assert (scheme.dtype, scheme.few, scheme.many) == (expected, None, "dense")

@@ -10,8 +10,8 @@ from shoal.schedule.sequence import Sequence
 class GroupGate:
     """One leader per group, and the followers held behind it.
 
-    A leader is always queued or running, never held, and `open` or `disband` is called whatever
-    happens to it; so no follower is held for ever.
+    A leader is never held itself, and `release` is called once its prompt is computed or it has
+    ended, whichever comes first; so no follower is held for ever.
     """
 
     def __init__(self) -> None:
