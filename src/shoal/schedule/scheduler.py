@@ -177,10 +177,9 @@ class Scheduler:
             return None
         flight = Flight(self.limits.max_step_tokens)
         self._yield_to_priority()
-        memory_sufficed = self._plan_decodes(flight)
+        self._plan_decodes(flight)
         self._plan_prefills(flight)
-        if memory_sufficed:
-            self._plan_admissions(flight, now_s)
+        self._plan_admissions(flight, now_s)
         if not flight.parts:
             return None
         self._step += 1
@@ -200,19 +199,17 @@ class Scheduler:
                 return
             self._preempt(victim, "priority")
 
-    def _plan_decodes(self, flight: Flight) -> bool:
-        """One token each for those that need no more; False if some had to be preempted for it.
+    def _plan_decodes(self, flight: Flight) -> None:
+        """One token each for those that need no more.
 
         Each plan takes its share of the running requests, so that there is work for as many
         plans as may be in flight.
         """
         share = -(-len(self._running) // self.limits.max_in_flight)
         ready = [s for s in self._running if not s.in_flight and s.num_missing == 1]
-        num_running = len(self._running)
         for sequence in ready[: min(share, flight.budget_tokens)]:
             if sequence.state is State.RUNNING and self._make_room(sequence):
                 self._take_off(flight, sequence, 1)
-        return len(self._running) == num_running
 
     def _plan_prefills(self, flight: Flight) -> None:
         """Chunks for those admitted earlier that are still in the middle of their tokens."""
