@@ -28,7 +28,7 @@ class FinishReason(Enum):
 class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """How to draw tokens; an out-of-range value raises `InvalidRequest` naming the parameter.
 
-    temperature 0 is greedy. top_k 0 and top_p 1 are off. `max_tokens=None` runs to the end of
+    temperature 0 is greedy. top_k 0 (or -1) and top_p 1 are off. `max_tokens=None` runs to the end of
     the context. Token ids in `logit_bias` are added to the logits, clamped by ±100 as in
     OpenAI's API. `logprobs=n` returns the n best alternatives besides the drawn token.
     """
@@ -59,7 +59,7 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
         _in_range("repetition_penalty", self.repetition_penalty, 0.0, 100.0, low_open=True)
         _in_range("presence_penalty", self.presence_penalty, -2.0, 2.0)
         _in_range("frequency_penalty", self.frequency_penalty, -2.0, 2.0)
-        _in_range("top_k", self.top_k, 0, 2**31 - 1)
+        _in_range("top_k", self.top_k, -1, 2**31 - 1)
         _in_range("n", self.n, 1, MAX_SAMPLES)
         _in_range("min_tokens", self.min_tokens, 0, 2**31 - 1)
         _optional_in_range("max_tokens", self.max_tokens, 1, 2**31 - 1)

@@ -61,6 +61,7 @@ def test_top_k_and_top_p_and_min_p_keep_exactly_the_right_tokens(logits_V: torch
     kept = int((probs >= 0.3 * probs[0]).sum())
     assert set(draws(logits_V, 8000, min_p=0.3)) == set(best_ids(logits_V, kept))
     assert set(draws(logits_V, 8000, min_p=0.3, top_k=50)) == set(best_ids(logits_V, kept))
+    assert draws(logits_V, 500, top_k=-1, top_p=0.5) == draws(logits_V, 500, top_p=0.5)
     assert set(draws(logits_V, 50, top_p=1e-6)) == set(best_ids(logits_V, 1))
 
 

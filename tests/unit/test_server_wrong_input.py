@@ -87,7 +87,7 @@ def test_other_content_types_are_told_which_to_send(client: TestClient) -> None:
         ({"top_p": 0}, "top_p", "(0.0, 1.0]"),
         ({"top_p": 1.5}, "top_p", "1.5"),
         ({"min_p": -1}, "min_p", "-1"),
-        ({"top_k": -1}, "top_k", "-1"),
+        ({"top_k": -2}, "top_k", "-2"),
         ({"top_k": 1.5}, "top_k", "integer"),
         ({"max_tokens": 0}, "max_tokens", "0"),
         ({"max_tokens": -5}, "max_tokens", "-5"),

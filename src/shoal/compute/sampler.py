@@ -109,7 +109,7 @@ def _draw_sorted(tempered_1V: torch.Tensor, sampling: Sampling) -> int:
 def _pick_sorted(probs_NC: torch.Tensor, samplings: list[Sampling]) -> torch.Tensor:
     """Column drawn per row from probabilities in falling order, after top-k, top-p and min-p."""
     num_columns = probs_NC.shape[-1]
-    top_k = torch.tensor([s.top_k or num_columns for s in samplings]).unsqueeze(1)
+    top_k = torch.tensor([s.top_k if s.top_k > 0 else num_columns for s in samplings]).unsqueeze(1)
     kept_NC = probs_NC.double().masked_fill(torch.arange(num_columns) >= top_k, 0.0)
     has_top_k = torch.tensor([s.top_k > 0 for s in samplings]).unsqueeze(1)
     kept_NC = torch.where(has_top_k, kept_NC / kept_NC.sum(dim=-1, keepdim=True), kept_NC)
