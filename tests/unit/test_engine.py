@@ -281,3 +281,20 @@ def test_closing_ends_open_streams_with_a_retryable_error(executor: Counting) ->
         list(stream)
     with pytest.raises(EngineStopped):
         engine.submit_sync([1], SamplingParams(max_tokens=2))
+
+
+def test_a_loop_that_closed_in_the_middle_harms_nobody_else(
+    engine: ServingEngine, executor: Counting
+) -> None:
+    executor.gate.clear()
+    loop = asyncio.new_event_loop()
+
+    async def submit() -> None:
+        engine.submit([1], SamplingParams(max_tokens=5))
+
+    loop.run_until_complete(submit())
+    loop.close()
+    other = engine.submit_sync([5], SamplingParams(max_tokens=9))
+    executor.gate.set()
+    assert "".join(delta.text for delta in other) == "fghi"
+    assert engine.health().ok

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import AsyncIterator, Iterator
+from contextlib import suppress
 from queue import SimpleQueue
 from types import TracebackType
 
@@ -25,10 +26,11 @@ class Postman:
     def post(self, box: asyncio.Queue[Item], item: Item) -> None:
         """From any thread. Mail for a loop that has closed is dropped: nobody is left to read."""
         self._mail.append((box, item))
-        if self._is_on_the_way or self._loop.is_closed():
+        if self._is_on_the_way:
             return
         self._is_on_the_way = True
-        self._loop.call_soon_threadsafe(self._hand_out)
+        with suppress(RuntimeError):  # the loop has closed, perhaps just now
+            self._loop.call_soon_threadsafe(self._hand_out)
 
     def _hand_out(self) -> None:
         # Cleared first: what is posted from here on asks for a new round.
