@@ -28,9 +28,9 @@ class FinishReason(Enum):
 class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """How to draw tokens; an out-of-range value raises `InvalidRequest` naming the parameter.
 
-    temperature 0 is greedy. top_k 0 (or -1) and top_p 1 are off. `max_tokens=None` runs to the end of
-    the context. Token ids in `logit_bias` are added to the logits, clamped by ±100 as in
-    OpenAI's API. `logprobs=n` returns the n best alternatives besides the drawn token.
+    temperature 0 is greedy. top_k 0 (or -1) and top_p 1 are off. `max_tokens=None` runs to the
+    end of the context. `logit_bias` is added to the logits of the token ids it names, at most
+    ±100 as in OpenAI's API. `logprobs=n` returns the n best alternatives besides the drawn token.
     """
 
     temperature: float = 1.0
