@@ -17,9 +17,14 @@ _BINARY_UNIT_BYTES = {"k": 2**10, "m": 2**20, "g": 2**30, "t": 2**40}
 
 
 class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """`kv_memory_bytes=None` sizes the KV cache from the memory that is free."""
+    """`kv_memory_bytes=None` sizes the KV cache from the memory that is free.
+
+    `served_name` is what clients call the model, if not `model` itself. `stall_s` is how long
+    work may wait without a finished step before the engine counts as unhealthy.
+    """
 
     model: str
+    served_name: str | None = None
     dtype: DType = "auto"
     quantize: Quantize = "auto"
     max_context: int | None = None
@@ -30,9 +35,10 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     max_waiting: int = 4096
     prefix_caching: bool = True
     num_threads: int | None = None
+    stall_s: float = 30.0
 
     def __post_init__(self) -> None:
-        for name in ("block_size", "max_step_tokens", "max_running", "max_waiting"):
+        for name in ("block_size", "max_step_tokens", "max_running", "max_waiting", "stall_s"):
             _positive(name, getattr(self, name))
         for name in ("max_context", "kv_memory_bytes", "num_threads"):
             if getattr(self, name) is not None:
@@ -48,6 +54,6 @@ def parse_bytes(text: str) -> int:
     return int(float(number) * (_BINARY_UNIT_BYTES[unit] if binary else _UNIT_BYTES[unit]))
 
 
-def _positive(name: str, value: int) -> None:
+def _positive(name: str, value: float) -> None:
     if value <= 0:
         raise ConfigError(f"{name} must be positive, got {value}")

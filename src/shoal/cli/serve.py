@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.markup import escape
@@ -25,6 +25,9 @@ from shoal.cli.options import (
 from shoal.cli.stored import size_of
 from shoal.config import EngineConfig
 
+if TYPE_CHECKING:
+    from shoal.engine.api import ModelInfo
+
 SCHEDULING_PANEL = "Scheduling"
 
 EPILOG = """Examples:
@@ -37,6 +40,39 @@ EPILOG = """Examples:
 """
 
 
+MaxRunningOption = Annotated[
+    int, typer.Option(help="Requests computed together.", rich_help_panel=SCHEDULING_PANEL)
+]
+MaxWaitingOption = Annotated[
+    int,
+    typer.Option(
+        help="Requests that may queue; more are answered 429.", rich_help_panel=SCHEDULING_PANEL
+    ),
+]
+MaxStepTokensOption = Annotated[
+    int,
+    typer.Option(
+        help="Tokens of one step: more is faster for long prompts, less is smoother for the rest.",
+        rich_help_panel=SCHEDULING_PANEL,
+    ),
+]
+NoPrefixCacheOption = Annotated[
+    bool,
+    typer.Option(
+        "--no-prefix-cache",
+        help="Compute every prompt anew, even what is in the KV cache.",
+        rich_help_panel=SCHEDULING_PANEL,
+    ),
+]
+StallAfterOption = Annotated[
+    float,
+    typer.Option(
+        help="Seconds that work may wait without a finished step before /health fails.",
+        rich_help_panel=SCHEDULING_PANEL,
+    ),
+]
+
+
 def serve(
     model: ModelArgument,
     host: Annotated[
@@ -45,37 +81,20 @@ def serve(
     port: Annotated[
         int, typer.Option(min=0, max=65535, help="Port to listen on; 0 takes a free one.")
     ] = 8000,
+    name: Annotated[
+        str | None, typer.Option(help="What clients call the model, if not as it is named here.")
+    ] = None,
     dtype: DTypeOption = "auto",
     quantize: QuantizeOption = "auto",
     max_context: MaxContextOption = None,
     kv_memory: KvMemoryOption = None,
     threads: ThreadsOption = None,
     accept_terms: AcceptTermsOption = False,
-    max_running: Annotated[
-        int, typer.Option(help="Requests computed together.", rich_help_panel=SCHEDULING_PANEL)
-    ] = 256,
-    max_waiting: Annotated[
-        int,
-        typer.Option(
-            help="Requests that may queue; more are answered 429.", rich_help_panel=SCHEDULING_PANEL
-        ),
-    ] = 4096,
-    max_step_tokens: Annotated[
-        int,
-        typer.Option(
-            help="Tokens of one step: more is faster for long prompts, less is smoother for the "
-            "rest.",
-            rich_help_panel=SCHEDULING_PANEL,
-        ),
-    ] = 512,
-    no_prefix_cache: Annotated[
-        bool,
-        typer.Option(
-            "--no-prefix-cache",
-            help="Compute every prompt anew, even what is in the KV cache.",
-            rich_help_panel=SCHEDULING_PANEL,
-        ),
-    ] = False,
+    max_running: MaxRunningOption = 256,
+    max_waiting: MaxWaitingOption = 4096,
+    max_step_tokens: MaxStepTokensOption = 512,
+    no_prefix_cache: NoPrefixCacheOption = False,
+    stall_after: StallAfterOption = 30.0,
 ) -> None:
     """Serve a model behind the OpenAI API until Ctrl-C or SIGTERM.
 
@@ -84,6 +103,7 @@ def serve(
     with usage_errors():
         config = EngineConfig(
             model=model,
+            served_name=name,
             dtype=dtype,
             quantize=quantize,
             max_context=max_context,
@@ -93,6 +113,7 @@ def serve(
             max_waiting=max_waiting,
             prefix_caching=not no_prefix_cache,
             num_threads=threads,
+            stall_s=stall_after,
         )
     run_server(config, host, port, accept_terms=accept_terms)
 
@@ -119,8 +140,10 @@ def run_server(config: EngineConfig, host: str, port: int, *, accept_terms: bool
                 f"requests together, {config.max_waiting:,} waiting"
             )
 
+            example = _example(engine.info, chats=engine.tokenizer.has_chat_template)
+
             def ready(url: str) -> None:
-                _welcome(url, files.name, can_generate=engine.info.can_generate)
+                _welcome(url, engine.info.name, example)
 
             asyncio.run(serve_http(engine, host, port, listener=listener, on_ready=ready))
         finally:
@@ -128,24 +151,28 @@ def run_server(config: EngineConfig, host: str, port: int, *, accept_terms: bool
     note("stopped")
 
 
-def _welcome(url: str, model: str, *, can_generate: bool) -> None:
+def _welcome(url: str, model: str, example: tuple[str, dict[str, object]]) -> None:
     """Where it is, and something to paste."""
     console = err_console()
     console.print(f"[bold green]serving[/] [bold]{escape(model)}[/]", soft_wrap=True)
     console.print(f"  API   {url}/v1\n  docs  {url}/docs", soft_wrap=True, markup=False)
-    console.print(f"\n{_curl_example(url, model, can_generate)}\n", soft_wrap=True, markup=False)
+    path, body = example
+    console.print(
+        f"\n  curl -N {url}/v1/{path} -H 'Content-Type: application/json' \\\n"
+        f"    -d '{json.dumps(body)}'\n",
+        soft_wrap=True,
+        markup=False,
+    )
     note("Ctrl-C stops the server")
 
 
-def _curl_example(url: str, model: str, can_generate: bool) -> str:
-    path = "chat/completions" if can_generate else "embeddings"
-    body: dict[str, object] = {"model": model}
-    if can_generate:
-        body["messages"] = [{"role": "user", "content": "Why is the sky blue?"}]
-        body["stream"] = True
-    else:
-        body["input"] = ["Why is the sky blue?"]
-    return (
-        f"  curl -N {url}/v1/{path} -H 'Content-Type: application/json' \\\n"
-        f"    -d '{json.dumps(body)}'"
-    )
+def _example(info: ModelInfo, *, chats: bool) -> tuple[str, dict[str, object]]:
+    """An endpoint that this model can answer, and a body for it."""
+    question = "Why is the sky blue?"
+    if not info.can_generate:
+        return "embeddings", {"model": info.name, "input": [question]}
+    if chats:
+        messages = [{"role": "user", "content": question}]
+        return "chat/completions", {"model": info.name, "messages": messages, "stream": True}
+    prompt = "The sky is blue because"
+    return "completions", {"model": info.name, "prompt": prompt, "max_tokens": 64, "stream": True}

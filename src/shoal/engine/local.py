@@ -19,9 +19,7 @@ from shoal.weights.tokenizer import load_tokenizer
 from shoal.worker.worker import Worker, load_worker
 
 
-def start_engine(
-    config: EngineConfig, *, report: Progress = silent, stall_s: float = 30.0
-) -> ServingEngine:
+def start_engine(config: EngineConfig, *, report: Progress = silent) -> ServingEngine:
     """Fetch the model if need be, load it, and start stepping.
 
     Raises SourceError (no such model, a broken file, no network), ConfigError, OutOfMemory.
@@ -32,7 +30,7 @@ def start_engine(
     worker = load_worker(files, config)
     executor = LocalExecutor(worker)
     info = ModelInfo(
-        name=files.name,
+        name=config.served_name or files.name,
         max_context=min(worker.max_context, worker.num_blocks * config.block_size),
         vocab_size=worker.vocab_size,
         can_generate=worker.can_generate,
@@ -40,7 +38,7 @@ def start_engine(
         description=worker.description,
     )
     scheduler = _scheduler(config, worker, info, executor.max_in_flight)
-    return ServingEngine(Engine(scheduler, executor, tokenizer, info, stall_s=stall_s))
+    return ServingEngine(Engine(scheduler, executor, tokenizer, info, stall_s=config.stall_s))
 
 
 def _scheduler(
