@@ -298,3 +298,42 @@ def test_a_loop_that_closed_in_the_middle_harms_nobody_else(
     executor.gate.set()
     assert "".join(delta.text for delta in other) == "fghi"
     assert engine.health().ok
+
+
+def test_cached_tokens_are_told_once_and_only_with_the_first_sample(engine: ServingEngine) -> None:
+    prompt = [1] * 9
+    answer(engine, prompt, max_tokens=1)
+    deltas = answer(engine, prompt, n=2, max_tokens=3)
+    assert sum(delta.num_cached_tokens for delta in deltas) == 8
+    assert gather(prompt, 2, deltas).num_cached_tokens == 8
+
+
+def test_a_token_that_cannot_become_text_ends_only_its_own_request(
+    executor: Counting, engine: ServingEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def push(_: Letters, token_id: int) -> str:
+        if token_id == 7:
+            raise ValueError("no such letter")
+        return "x"
+
+    monkeypatch.setattr(Letters, "push", push)
+    executor.gate.clear()
+    # Its only token is its last: the scheduler has ended it before its text is made.
+    broken = engine.submit_sync([6], SamplingParams(max_tokens=1))
+    sound = engine.submit_sync([1], SamplingParams(max_tokens=3))
+    executor.gate.set()
+    assert isinstance(broken.box.get(timeout=5), InternalError)
+    assert [delta.text for delta in sound] == ["x"] * 3
+    assert engine.health().reason == "idle"
+
+
+def test_min_tokens_needs_a_token_that_does_not_stop(engine: ServingEngine) -> None:
+    with pytest.raises(InvalidRequest, match="min_tokens") as caught:
+        answer(engine, [1], max_tokens=4, min_tokens=1, stop_token_ids=tuple(range(VOCAB)))
+    assert caught.value.param == "min_tokens"
+
+
+def test_a_decoder_embeds_a_prompt_that_fills_its_context(engine: ServingEngine) -> None:
+    assert engine.submit_embed_sync([1] * 64).embedding() == pytest.approx([0.6, 0.8])
+    with pytest.raises(ContextTooLong, match="65 tokens"):
+        engine.submit_embed_sync([1] * 65)

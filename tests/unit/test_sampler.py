@@ -125,3 +125,12 @@ def test_logprobs_are_the_models_own(logits_V: torch.Tensor) -> None:
     assert scores[0].top_ids == []
     assert scores[1].top_ids == best_ids(logits_V, 3)
     assert scores[1].top_logprobs == pytest.approx(expected.topk(3).values.tolist())
+
+
+@pytest.mark.parametrize("options", [{}, {"top_k": 5}, {"top_p": 0.5}])
+def test_a_tiny_repetition_penalty_draws_the_best_of_what_was_seen(
+    logits_V: torch.Tensor, options: dict[str, float]
+) -> None:
+    logits_V[:4] = torch.tensor([2.0, -1.0, -2.0, -3.0])
+    drawn = draws(logits_V, 3, repetition_penalty=1e-300, prompt_history=[0, 1, 2, 3], **options)
+    assert set(drawn) == {0}

@@ -36,4 +36,6 @@ def _repetition(logits_V: torch.Tensor, sampling: Sampling) -> None:
     ids = torch.unique(torch.tensor(sampling.prompt_history + sampling.output_history))
     seen = logits_V[ids]
     penalty = sampling.repetition_penalty
-    logits_V[ids] = torch.where(seen > 0, seen / penalty, seen * penalty)
+    penalised = torch.where(seen > 0, seen / penalty, seen * penalty)
+    # A tiny penalty must not make an infinity: inf - inf later on is no number to draw by.
+    logits_V[ids] = penalised.clamp_max(torch.finfo(seen.dtype).max)

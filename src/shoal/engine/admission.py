@@ -30,10 +30,16 @@ def generation_requests(
             f"{info.name} is an encoder: it makes embeddings and cannot generate text",
             param="model",
         )
-    _check_prompt(prompt_tokens, info)
+    _check_prompt(prompt_tokens, info, num_answer=1)
     _check_ids("logit_bias", params.logit_bias, info)
     _check_ids("stop_token_ids", params.stop_token_ids, info)
     stop_ids = frozenset(params.stop_token_ids) | (frozenset() if params.ignore_eos else eos_ids)
+    if params.min_tokens and len(stop_ids) >= info.vocab_size:
+        raise InvalidRequest(
+            f"min_tokens={params.min_tokens} cannot be kept: all {info.vocab_size} tokens of "
+            f"{info.name} would stop the answer",
+            param="min_tokens",
+        )
     max_tokens = params.max_tokens or info.max_context - len(prompt_tokens)
     if max_tokens < params.min_tokens:
         raise ContextTooLong(
@@ -66,8 +72,8 @@ def pooling_request(
     priority: int,
     arrival_s: float,
 ) -> Request:
-    """Raises InvalidRequest for an empty prompt or unknown tokens."""
-    _check_prompt(prompt_tokens, info)
+    """Raises InvalidRequest for an empty prompt or unknown tokens, ContextTooLong."""
+    _check_prompt(prompt_tokens, info, num_answer=0)
     return Request(
         request_id=request_id,
         prompt_tokens=prompt_tokens,
@@ -81,13 +87,13 @@ def pooling_request(
     )
 
 
-def _check_prompt(prompt_tokens: list[int], info: ModelInfo) -> None:
+def _check_prompt(prompt_tokens: list[int], info: ModelInfo, *, num_answer: int) -> None:
     if not prompt_tokens:
         raise InvalidRequest("the prompt is empty: it needs at least one token", param="prompt")
-    if len(prompt_tokens) + info.can_generate > info.max_context:
+    if len(prompt_tokens) + num_answer > info.max_context:
         raise ContextTooLong(
             f"the prompt has {len(prompt_tokens)} tokens and the context {info.max_context}"
-            f"{', which must hold an answer too' if info.can_generate else ''}: shorten the prompt",
+            f"{', which must hold an answer too' if num_answer else ''}: shorten the prompt",
             param="prompt",
             code="context_length_exceeded",
         )

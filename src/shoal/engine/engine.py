@@ -183,7 +183,13 @@ class Engine:
 
     def _publish(self, result: StepResult) -> None:
         for event in self._scheduler.complete(result):
-            self._publish_event(event)
+            try:
+                self._publish_event(event)
+            except Exception as error:
+                # Its own request only; and if the scheduler has ended that, nobody else tells it.
+                log.exception("a result could not be published; its request ends with an error")
+                message = f"the result of a step could not be published: {error}"
+                self._fail([event.request_id], InternalError(message))
         self._last_progress_s = time.monotonic()
 
     def _publish_event(self, event: Event) -> None:

@@ -56,7 +56,7 @@ class Sample:
             finish_reason=event.finish_reason if stop_match is None else FinishReason.STOP,
             stop_match=stop_match,
             prompt_logprobs=event.prompt_logprobs,
-            num_cached_tokens=event.num_cached_tokens,
+            num_cached_tokens=event.num_cached_tokens if self._is_first else 0,
         )
 
     def mean_state(self, pooled: bytes) -> list[float]:
@@ -64,6 +64,11 @@ class Sample:
         sums = array("f", pooled)
         norm = sum(value * value for value in sums) ** 0.5 or 1.0
         return [value / norm for value in sums]
+
+    @property
+    def _is_first(self) -> bool:
+        """Whether the token just counted is the first of the job's first sample."""
+        return self.index == 0 and self.num_tokens == 1
 
     def _push(self, token_id: int) -> str:
         may_stop = self.num_tokens > self.request.params.min_tokens

@@ -51,6 +51,5 @@ def gather(prompt_tokens: list[int], num_samples: int, deltas: Iterable[Delta]) 
         samples[delta.index].add(delta)
         if delta.index == 0 and delta.prompt_logprobs is not None:
             output.prompt_logprobs = delta.prompt_logprobs
-        if delta.index == 0:
-            output.num_cached_tokens = delta.num_cached_tokens
+        output.num_cached_tokens += delta.num_cached_tokens
     return output
