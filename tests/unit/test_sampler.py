@@ -71,6 +71,14 @@ def test_top_p_counts_within_top_k(logits_V: torch.Tensor) -> None:
     assert set(draws(logits_V, 4000, top_k=10, top_p=0.6)) == set(best_ids(logits_V, nucleus))
 
 
+def test_top_p_counts_within_a_top_k_that_is_more_than_the_candidates(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(sampler, "NUM_CANDIDATES", 10)
+    even_V = torch.linspace(0.0, -0.01, VOCAB)
+    assert len(draws(even_V, 2000, top_k=100, top_p=0.04)) == 4
+
+
 def test_a_flat_distribution_takes_the_slow_road_to_the_same_tokens(
     logits_V: torch.Tensor, monkeypatch: pytest.MonkeyPatch
 ) -> None:

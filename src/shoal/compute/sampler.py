@@ -83,7 +83,7 @@ def _draw_from_best(logits_NV: torch.Tensor, samplings: list[Sampling]) -> list[
     total_N1 = tempered_NV.logsumexp(dim=-1, keepdim=True)
     probs_NC = (best.values - total_N1).exp()
     enough = [
-        0 < s.top_k <= num_candidates or mass >= s.top_p
+        s.top_k <= num_candidates if s.top_k > 0 else mass >= s.top_p
         for s, mass in zip(samplings, probs_NC.sum(dim=-1).tolist(), strict=True)
     ]
     tokens = [0] * len(samplings)
