@@ -55,6 +55,16 @@ def test_rounding_to_4_bits_keeps_representable_weights(rng: torch.Generator) ->
     assert torch.equal(blocks.cat(blocks).dense(), blocks.dense().repeat(2, 1))
 
 
+def test_as_stored_keeps_4_bit_blocks_and_rounds_the_rest_to_8(rng: torch.Generator) -> None:
+    blocks = quantize_affine4(torch.randn(64, 64, generator=rng))
+    scheme = Scheme(many="float16", few="as_stored", few_rows=3)
+    for weight, kind in ((blocks, Int4Linear), (blocks.dense(), Int8Linear)):
+        linear = make_linear(weight, None, scheme)
+        assert isinstance(linear, LinearByRows)
+        assert isinstance(linear.few, kind)
+        assert isinstance(linear.many, Float16Linear)
+
+
 def test_rows_choose_the_kernel() -> None:
     linear = LinearByRows(lambda x: x * 0, lambda x: x * 0 + 1, few_rows=2)
     assert linear(torch.ones(2, 3)).sum() == 0

@@ -17,7 +17,7 @@ def old_processor(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_auto_keeps_activations_whole() -> None:
     scheme = choose_scheme("auto", "auto")
-    assert (scheme.dtype, scheme.few, scheme.many) == (torch.float32, "int8", "float16")
+    assert (scheme.dtype, scheme.few, scheme.many) == (torch.float32, "as_stored", "float16")
 
 
 @pytest.mark.usefixtures("old_processor")

@@ -51,7 +51,7 @@ DTypeOption = Annotated[
 QuantizeOption = Annotated[
     Quantize,
     typer.Option(
-        help="Bits of the weights. auto: 8 for a few rows, 16 for many, activations whole. "
+        help="Bits of the weights. auto: 4 as in the file or 8 for a few rows, 16 for many. "
         "int8 and int4 trade quality for speed.",
         rich_help_panel=MODEL_PANEL,
     ),

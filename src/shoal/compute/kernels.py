@@ -20,9 +20,9 @@ _WIDEN_ROWS = 8
 def choose_scheme(dtype: DType, quantize: Quantize) -> Scheme:
     """The scheme for what was asked. Activations are float32 unless bfloat16 is asked for.
 
-    `auto` is what costs no quality to speak of: 8-bit weights for a few rows and 16-bit ones for
-    many. `int8` and `int4` quantise the activations of many rows as well, for speed. An explicit
-    dtype with `quantize="auto"` means that type and no quantisation, as does a torch without
+    `auto` is what costs no quality to speak of: for a few rows the file's own 4-bit blocks, or 8
+    bits where it has none, and 16 bits for many. `int8` and `int4` quantise the activations of
+    many rows as well, for speed. An explicit dtype with `quantize="auto"` means that type and no quantisation, as does a torch without
     FBGEMM (processors other than x86). Raises ConfigError if what was asked cannot run here.
     """
     has_fbgemm = "fbgemm" in torch.backends.quantized.supported_engines
@@ -36,7 +36,7 @@ def choose_scheme(dtype: DType, quantize: Quantize) -> Scheme:
         return Scheme(dtype=_dense_dtype(dtype), widen_rows=widen_rows)
     activations = torch.bfloat16 if dtype == "bfloat16" else torch.float32
     if quantize == "auto":
-        return Scheme(dtype=activations, many="float16", few="int8", few_rows=_FEW_ROWS)
+        return Scheme(dtype=activations, many="float16", few="as_stored", few_rows=_FEW_ROWS)
     few_rows = _FEW_ROWS if quantize == "int4" else 1
     return Scheme(dtype=activations, many="int8", few=quantize, few_rows=few_rows)
 

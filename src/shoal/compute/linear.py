@@ -32,13 +32,14 @@ class Scheme:
     """How linear layers hold their weights. `kernels.py` chooses; activations have `dtype`.
 
     `many` is the kernel for many rows, where arithmetic limits, and `few` the one for up to
-    `few_rows` rows, where reading the weights does. `few=None`: one kernel for all.
+    `few_rows` rows, where reading the weights does. `few=None`: one kernel for all; "as_stored":
+    4 bits for a matrix that its file holds in 4-bit blocks, else 8.
     `widen_rows`: from so many rows on, bfloat16 weights are multiplied in float32.
     """
 
     dtype: torch.dtype = torch.float32
     many: Literal["dense", "float16", "int8"] = "dense"
-    few: Literal["int8", "int4"] | None = None
+    few: Literal["int8", "int4", "as_stored"] | None = None
     few_rows: int = 0
     widen_rows: int | None = None
 
@@ -102,7 +103,7 @@ def make_linear(
     if scheme.few is None:
         return many
     few: Linear
-    if scheme.few == "int4":
+    if scheme.few == "int4" or (scheme.few == "as_stored" and isinstance(weight, Affine4)):
         few = Int4Linear(weight, bias_N)
     else:
         few = Int8Linear(_to_dense(weight), bias_N)

@@ -35,7 +35,7 @@ class Parts:
     ) -> torch.Tensor | Affine4:
         """[N, K], kept in 4 bits where the file holds it so and the scheme quantises."""
         row_slice, column_slice = _slice(rows), _slice(columns)
-        if self._scheme.few == "int4":
+        if self._scheme.few in ("int4", "as_stored"):
             packed = self._source.affine4(self._names[name], row_slice, column_slice)
             if packed is not None:
                 return packed

@@ -119,7 +119,8 @@ def _describe(scheme: Scheme) -> str:
     activations = str(scheme.dtype).removeprefix("torch.")
     if scheme.few is None:
         return activations
+    few = "4- or 8-bit" if scheme.few == "as_stored" else f"{scheme.few.removeprefix('int')}-bit"
     return (
-        f"{scheme.few} weights for up to {scheme.few_rows} rows and {scheme.many} beyond, "
+        f"{few} weights for up to {scheme.few_rows} rows and {scheme.many} beyond, "
         f"{activations} activations"
     )
