@@ -22,8 +22,9 @@ def choose_scheme(dtype: DType, quantize: Quantize) -> Scheme:
 
     `auto` is what costs no quality to speak of: for a few rows the file's own 4-bit blocks, or 8
     bits where it has none, and 16 bits for many. `int8` and `int4` quantise the activations of
-    many rows as well, for speed. An explicit dtype with `quantize="auto"` means that type and no quantisation, as does a torch without
-    FBGEMM (processors other than x86). Raises ConfigError if what was asked cannot run here.
+    many rows as well, for speed. An explicit dtype with `quantize="auto"` means that type and no
+    quantisation, as does a torch without FBGEMM (processors other than x86). Raises ConfigError
+    if what was asked cannot run here.
     """
     has_fbgemm = "fbgemm" in torch.backends.quantized.supported_engines
     if quantize in ("int8", "int4") and not has_fbgemm:
