@@ -89,12 +89,14 @@ class ServingEngine:
 
     def _postman(self) -> Postman:
         loop = asyncio.get_running_loop()
-        if loop not in self._postmen:
-            self._postmen = {
-                known: p for known, p in self._postmen.items() if not known.is_closed()
-            }
-            self._postmen[loop] = Postman(loop)
-        return self._postmen[loop]
+        postman = self._postmen.get(loop)
+        if postman is None:
+            postman = Postman(loop)
+            # Replaced, not changed: loops of other threads may be reading. At worst one of them
+            # is forgotten and makes itself a second postman, which does no harm.
+            still_open = {k: p for k, p in self._postmen.items() if not k.is_closed()}
+            self._postmen = {**still_open, loop: postman}
+        return postman
 
 
 def _seed(params: SamplingParams) -> int:
