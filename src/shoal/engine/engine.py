@@ -15,7 +15,7 @@ from shoal.engine.admission import generation_requests, pooling_request
 from shoal.engine.api import Delta, EngineStats, Health, ModelInfo
 from shoal.engine.detokenizer import Detokenizer
 from shoal.engine.executor import Executor
-from shoal.engine.job import Deliver, Item, Job, Sample
+from shoal.engine.job import Deliver, Item, Job, Sample, unit_mean
 from shoal.errors import EngineStopped, InternalError, ShoalError
 from shoal.messages import Event, StepResult
 from shoal.request import Request, SamplingParams
@@ -197,7 +197,7 @@ class Engine:
         if sample is None:
             return
         if event.pooled is not None:
-            self._end(sample, sample.mean_state(event.pooled))
+            self._end(sample, unit_mean(event.pooled))
         elif event.token_id is not None:
             self._publish_token(sample, event)
 

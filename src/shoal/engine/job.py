@@ -59,12 +59,6 @@ class Sample:
             num_cached_tokens=event.num_cached_tokens if self._is_first else 0,
         )
 
-    def mean_state(self, pooled: bytes) -> list[float]:
-        """The mean of the states whose float32 sum is given, scaled to length 1."""
-        sums = array("f", pooled)
-        norm = sum(value * value for value in sums) ** 0.5 or 1.0
-        return [value / norm for value in sums]
-
     @property
     def _is_first(self) -> bool:
         """Whether the token just counted is the first of the job's first sample."""
@@ -78,3 +72,10 @@ class Sample:
         if self.detokenizer.stop_match is not None:
             return self.detokenizer.stop_match
         return stop_token if stop_token in self.request.params.stop_token_ids else None
+
+
+def unit_mean(pooled: bytes) -> list[float]:
+    """The mean of the states whose float32 sum is given, scaled to length 1."""
+    sums = array("f", pooled)
+    norm = sum(value * value for value in sums) ** 0.5 or 1.0
+    return [value / norm for value in sums]

@@ -122,8 +122,7 @@ class LLM:
 
     def stream_sync(self, prompt: Prompt, params: SamplingParams | None = None) -> Iterator[Delta]:
         """Deltas as they come; closing the iterator cancels the request."""
-        with self._engine.submit_sync(self._tokens(prompt), params or SamplingParams()) as stream:
-            yield from stream
+        yield from self._engine.submit_sync(self._tokens(prompt), params or SamplingParams())
 
     def close(self) -> None:
         self._engine.close()

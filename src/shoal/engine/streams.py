@@ -7,7 +7,6 @@ from collections import deque
 from collections.abc import AsyncIterator, Iterator
 from contextlib import suppress
 from queue import SimpleQueue
-from types import TracebackType
 
 from shoal.engine.api import Delta
 from shoal.engine.engine import Engine
@@ -90,27 +89,20 @@ class SyncStream:
         if self.job is not None:
             self._engine.cancel(self.job)
 
-    def __enter__(self) -> SyncStream:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.cancel()
-
 
 def _delta(item: Item) -> Delta:
-    if isinstance(item, ShoalError):
-        raise item
+    item = _unless_error(item)
     assert isinstance(item, Delta)
     return item
 
 
 def _embedding(item: Item) -> list[float]:
+    item = _unless_error(item)
+    assert isinstance(item, list)
+    return item
+
+
+def _unless_error(item: Item) -> Item:
     if isinstance(item, ShoalError):
         raise item
-    assert isinstance(item, list)
     return item
