@@ -15,7 +15,7 @@ from starlette.types import Receive, Scope, Send
 
 from shoal.errors import ShoalError
 from shoal.server.errors import error_body, unexpected
-from shoal.server.generation import Generation
+from shoal.server.generation import Generation, Sample
 from shoal.server.request_id import request_id_of
 
 T = TypeVar("T")
@@ -44,6 +44,14 @@ async def while_connected(receive: Receive, work: Coroutine[Any, Any, T]) -> T:
         working.cancel()
         await asyncio.wait((working, watching))
     return working.result()
+
+
+async def collect(receive: Receive, generation: Generation) -> list[Sample]:
+    """Every sample, whole; however it ends, `generation` is closed. Raises ClientDisconnect."""
+    try:
+        return await while_connected(receive, generation.collect())
+    finally:
+        generation.close()
 
 
 async def _disconnect(receive: Receive) -> None:

@@ -21,7 +21,7 @@ from shoal.server.prompts import tokenize_chat
 from shoal.server.schema import request_body
 from shoal.server.schema_chat import ChatRequest
 from shoal.server.service import service_of
-from shoal.server.streaming import EventStream, event, while_connected
+from shoal.server.streaming import EventStream, collect, event
 from shoal.weights.tokenizer import Tokenizer
 
 PATH = "/v1/chat/completions"
@@ -41,11 +41,7 @@ async def create_chat_completion(request: Request) -> Response:
     answer = ChatAnswer(asked, engine.info.name, engine.tokenizer, generation)
     if asked.stream:
         return EventStream(generation, answer.events())
-    try:
-        samples = await while_connected(request.receive, generation.collect())
-    finally:
-        generation.close()
-    return json_response(answer.body(samples))
+    return json_response(answer.body(await collect(request.receive, generation)))
 
 
 class ChatAnswer:

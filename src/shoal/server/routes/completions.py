@@ -21,7 +21,7 @@ from shoal.server.prompts import decode, tokenize_prompts
 from shoal.server.schema import request_body
 from shoal.server.schema_completions import CompletionRequest
 from shoal.server.service import Service, service_of
-from shoal.server.streaming import EventStream, event, while_connected
+from shoal.server.streaming import EventStream, collect, event
 from shoal.weights.tokenizer import Tokenizer
 
 PATH = "/v1/completions"
@@ -42,11 +42,7 @@ async def create_completion(request: Request) -> Response:
     answer = CompletionAnswer(asked, engine.info.name, engine.tokenizer, generation, echoes)
     if asked.stream:
         return EventStream(generation, answer.events())
-    try:
-        samples = await while_connected(request.receive, generation.collect())
-    finally:
-        generation.close()
-    return json_response(answer.body(samples))
+    return json_response(answer.body(await collect(request.receive, generation)))
 
 
 async def _echoes(service: Service, asked: CompletionRequest) -> list[str]:
