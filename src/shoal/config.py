@@ -12,8 +12,44 @@ from shoal.errors import ConfigError
 DType = Literal["auto", "float32", "bfloat16"]
 Quantize = Literal["auto", "none", "int8", "int4"]
 
+Route = Literal["random", "round-robin", "least-loaded", "two-choices", "prefix"]
+WireFormat = Literal["exact", "int8"]
+Transport = Literal["auto", "shared-memory", "sockets", "gloo", "nccl"]
+
 _UNIT_BYTES = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}
-_BINARY_UNIT_BYTES = {"k": 2**10, "m": 2**20, "g": 2**30, "t": 2**40}
+_BINARYRoute = Literal["random", "round-robin", "least-loaded", "two-choices", "prefix"]
+WireFormat = Literal["exact", "int8"]
+Transport = Literal["auto", "shared-memory", "sockets", "gloo", "nccl"]
+
+_UNIT_BYTES = {"k": 2**10, "m": 2**20, "g": 2**30, "t": 2**40}
+
+
+class Split(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How a model is divided: `replicas` chains of `pipeline` stages of `tensor` ranks each.
+
+    `layers` gives each stage's number of layers, `shares` the relative size of each rank's slice;
+    without them stages and ranks are equal. `wire_format` is how activations travel between
+    workers, `transport` how the ranks of a stage add up.
+    """
+
+    pipeline: int = 1
+    tensor: int = 1
+    replicas: int = 1
+    layers: tuple[int, ...] | None = None
+    shares: tuple[float, ...] | None = None
+    route: Route = "prefix"
+    wire_format: WireFormat = "exact"
+    transport: Transport = "auto"
+
+    def __post_init__(self) -> None:
+        for name in ("pipeline", "tensor", "replicas"):
+            _positive(name, getattr(self, name))
+        _one_for_each("layers", self.layers, "pipeline stages", self.pipeline)
+        _one_for_each("shares", self.shares, "tensor ranks", self.tensor)
+
+    @property
+    def num_workers(self) -> int:
+        return self.pipeline * self.tensor * self.replicas
 
 
 class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -36,6 +72,7 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     prefix_caching: bool = True
     num_threads: int | None = None
     stall_s: float = 30.0
+    split: Split = Split()
 
     def __post_init__(self) -> None:
         for name in ("block_size", "max_step_tokens", "max_running", "max_waiting", "stall_s"):
@@ -52,6 +89,15 @@ def parse_bytes(text: str) -> int:
         raise ConfigError(f"'{text}' is not an amount of memory; write it like 512M, 2GiB or 1.5GB")
     number, unit, binary = match.groups()
     return int(float(number) * (_BINARY_UNIT_BYTES[unit] if binary else _UNIT_BYTES[unit]))
+
+
+def _one_for_each(name: str, values: tuple[float, ...] | None, what: str, number: int) -> None:
+    if values is None:
+        return
+    if len(values) != number:
+        raise ConfigError(f"{name} has {len(values)} entries for {number} {what}", param=name)
+    for value in values:
+        _positive(name, value)
 
 
 def _positive(name: str, value: float) -> None:

@@ -8,13 +8,17 @@ ShoalError
 │   └── UnsupportedByModel      this model cannot do that                     400
 ├── RetryError                  nothing is wrong with the request: try again
 │   ├── QueueFull               too much is waiting                           429
-│   └── EngineStopped           the engine is stopping or has failed          503
+│   ├── EngineStopped           the engine is stopping or has failed          503
+│   └── PeerLost                a worker or a connection to it broke off      503
 ├── OperatorError               whoever runs the server must act              500
 │   ├── ConfigError             an option or a file of settings is wrong      500
 │   ├── SourceError             a model name, file or download is unusable    500
 │   │   ├── DownloadError       bytes did not arrive, or not the right ones   500
 │   │   └── UnsupportedModel    the file is fine, Shoal cannot run it         500
-│   └── OutOfMemory             the model or its cache does not fit           500
+│   ├── OutOfMemory             the model or its cache does not fit           500
+│   ├── PlacementError          the nodes cannot hold or run the model        500
+│   └── PeerRefused             not of this cluster: certificate, token …     500
+│       └── FrameError          bytes that break the wire format              500
 └── InternalError               our bug                                       500
 """
 
@@ -72,6 +76,10 @@ class EngineStopped(RetryError):
     status = 503
 
 
+class PeerLost(RetryError):
+    status = 503
+
+
 class OperatorError(ShoalError):
     pass
 
@@ -93,6 +101,18 @@ class UnsupportedModel(SourceError):
 
 
 class OutOfMemory(OperatorError):
+    pass
+
+
+class PlacementError(OperatorError):
+    pass
+
+
+class PeerRefused(OperatorError):
+    pass
+
+
+class FrameError(PeerRefused):
     pass
 
 

@@ -8,12 +8,23 @@ import torch
 
 
 class Communicator(Protocol):
+    """Collective calls: every rank makes the same ones, in the same order, with equal shapes
+    (`gather` may differ in the last dim). Each raises PeerLost when a rank is gone or silent for
+    too long; then the communicator is of no more use but to be closed.
+    """
+
     rank: int
     num_ranks: int
 
     def all_reduce(self, partial: torch.Tensor) -> torch.Tensor:
         """The sum over ranks, added in rank order so that every rank holds the same bits."""
         ...
+
+    def gather(self, part: torch.Tensor) -> list[torch.Tensor] | None:
+        """Every rank's part, in rank order, on rank 0; None on the others."""
+        ...
+
+    def close(self) -> None: ...
 
 
 class Solo:
@@ -24,3 +35,9 @@ class Solo:
 
     def all_reduce(self, partial: torch.Tensor) -> torch.Tensor:
         return partial
+
+    def gather(self, part: torch.Tensor) -> list[torch.Tensor]:
+        return [part]
+
+    def close(self) -> None:
+        pass

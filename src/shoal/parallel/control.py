@@ -1,0 +1,129 @@
+"""What the head of a replica and its worker processes say to each other besides plans.
+
+A worker dials the head, says Hello, and is told what to load, with whom to form, and to stop.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+from shoal.config import EngineConfig, Transport, WireFormat
+from shoal.messages import Plan, StepResult
+from shoal.parallel.partition import Shard
+
+
+class Control(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag=True):
+    """Base of the messages below; the tag is the class's name."""
+
+
+# ---- head to worker -----------------------------------------------------------------------
+
+
+class Load(Control):
+    """Hold this shard of a model. Answered by Loaded or Failed.
+
+    `path` is where the model lies on the worker's machine; "" asks the head for its tensors.
+    """
+
+    config: EngineConfig
+    path: str
+    shard: Shard
+
+
+class Form(Control):
+    """Drop what is under way, open a cache of `num_blocks`, and connect for a new epoch.
+
+    `ranks` are the addresses of the stage's workers in rank order, `next_stage` of those that the
+    worker sends hidden states to, and `has_previous` whether it receives any. `session` names the
+    shared memory of this stage and epoch. Answered by Formed or Failed.
+    """
+
+    epoch: int
+    num_blocks: int
+    ranks: list[str]
+    next_stage: list[str] = []
+    has_previous: bool = False
+    transport: Transport
+    wire_format: WireFormat
+    session: str
+
+
+class Stop(Control):
+    """Exit, in order."""
+
+
+# ---- worker to head -----------------------------------------------------------------------
+
+
+class Hello(Control):
+    """The first message on each of a worker's connections. `address` is where peers reach it."""
+
+    worker: str
+    pid: int
+    address: str
+
+
+class Loaded(Control):
+    """`num_blocks` is what the worker's memory holds, `num_read_bytes` what it read of the file."""
+
+    num_blocks: int
+    max_context: int
+    vocab_size: int
+    num_read_bytes: int
+    load_s: float
+    description: str
+
+
+class Formed(Control):
+    epoch: int
+
+
+class Failed(Control):
+    """A command or the step `step` could not be done. `kind` is the error's class name."""
+
+    epoch: int
+    step: int | None = None
+    kind: str
+    message: str
+
+
+class Usage(Control):
+    """Counters since the worker's start, sent about once a second.
+
+    `busy_s` is time spent computing, `waiting_s` waiting for another worker in the middle of a
+    step. Bytes and messages are those sent, by stage boundaries and by tensor ranks.
+    """
+
+    busy_s: float
+    waiting_s: float
+    num_steps: int
+    stage_bytes: int
+    stage_messages: int
+    rank_bytes: int
+    rank_messages: int
+
+
+# ---- worker to worker ---------------------------------------------------------------------
+
+
+class Greeting(Control):
+    """The first message on a connection between workers: who sends what on it from now on."""
+
+    role: str
+    """"rank" for partial sums, "stage" for hidden states."""
+    epoch: int
+    sender: int
+    """The rank of the sender in its own stage."""
+
+
+class HiddenStates(Control):
+    """Announces a step's hidden states [num_tokens, E], which follow as the frame's body."""
+
+    epoch: int
+    step: int
+    num_tokens: int
+    dtype: str
+
+
+ToWorker = Plan | Load | Form | Stop
+FromWorker = StepResult | Hello | Loaded | Formed | Failed | Usage
