@@ -11,17 +11,12 @@ from shoal.errors import ConfigError
 
 DType = Literal["auto", "float32", "bfloat16"]
 Quantize = Literal["auto", "none", "int8", "int4"]
-
 Route = Literal["random", "round-robin", "least-loaded", "two-choices", "prefix"]
 WireFormat = Literal["exact", "int8"]
 Transport = Literal["auto", "shared-memory", "sockets", "gloo", "nccl"]
 
 _UNIT_BYTES = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}
-_BINARYRoute = Literal["random", "round-robin", "least-loaded", "two-choices", "prefix"]
-WireFormat = Literal["exact", "int8"]
-Transport = Literal["auto", "shared-memory", "sockets", "gloo", "nccl"]
-
-_UNIT_BYTES = {"k": 2**10, "m": 2**20, "g": 2**30, "t": 2**40}
+_BINARY_UNIT_BYTES = {"k": 2**10, "m": 2**20, "g": 2**30, "t": 2**40}
 
 
 class Split(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

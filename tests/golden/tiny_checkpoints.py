@@ -118,4 +118,4 @@ def computed(source: Any, tokens_T: torch.Tensor, scheme: Scheme | None = None) 
 
 
 def whole(config: DecoderConfig) -> Shard:
-    return whole_shard(config.num_layers, config.num_kv_heads, config.mlp_size)
+    return whole_shard(config.dims)

@@ -6,13 +6,14 @@ import re
 
 import pytest
 import torch
+from msgspec import structs
 
 from shoal.compute.affine import Affine4
 from shoal.compute.linear import Scheme
 from shoal.errors import InternalError, SourceError
 from shoal.models.config import decoder_config
 from shoal.parallel.communicator import Solo
-from shoal.parallel.partition import Shard, Span, whole_shard
+from shoal.parallel.partition import Span, whole_shard
 from shoal.weights.inventory import decoder_shapes
 from shoal.weights.loader import load_decoder
 from shoal.weights.parts import Parts
@@ -27,6 +28,11 @@ CONFIG = {
     "num_key_value_heads": 2,
     "tie_word_embeddings": True,
 }
+
+
+SLICE_OF_THREE_KV_HEADS = structs.replace(
+    whole_shard(decoder_config(CONFIG).dims).slice, kv_heads=Span(0, 3)
+)
 
 
 class MemorySource:
@@ -63,9 +69,8 @@ def checkpoint_shapes():
 
 def load(source, **changes):
     config = decoder_config(source.config)
-    full = whole_shard(config.num_layers, config.num_kv_heads, config.mlp_size)
-    fields = {name: getattr(full, name) for name in full.__struct_fields__}
-    return load_decoder(source, Shard(**fields | changes), scheme=Scheme(), communicator=Solo())
+    shard = structs.replace(whole_shard(config.dims), **changes)
+    return load_decoder(source, shard, scheme=Scheme(), communicator=Solo())
 
 
 def test_every_missing_spare_and_misshapen_tensor_is_listed():
@@ -115,7 +120,7 @@ def test_a_shard_holds_only_the_parts_of_its_place():
 
 
 @pytest.mark.parametrize(
-    "change", [{"layers": Span(1, 3)}, {"kv_heads": Span(0, 3)}, {"num_layers": 3}]
+    "change", [{"layers": Span(1, 3)}, {"slice": SLICE_OF_THREE_KV_HEADS}, {"num_layers": 3}]
 )
 def test_a_shard_of_another_model_is_refused(change):
     with pytest.raises(InternalError, match=r"layers|KV heads"):

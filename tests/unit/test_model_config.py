@@ -64,7 +64,7 @@ def ropes(config):
 
 def test_sizes_that_are_left_out_are_derived():
     config = decoder_config({**LLAMA, "num_key_value_heads": None, "head_dim": None})
-    assert (config.num_kv_heads, config.head_dim, config.group_size) == (8, 8, 1)
+    assert (config.num_kv_heads, config.head_dim, config.dims.group_size) == (8, 8, 1)
     assert config.attention_scale == pytest.approx(8**-0.5)
     assert not config.tied_head
 

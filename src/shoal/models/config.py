@@ -11,6 +11,7 @@ from shoal.errors import SourceError, UnsupportedModel
 from shoal.models.families import Family
 from shoal.models.registry import find_family, model_kind
 from shoal.models.rope_config import Rope, YarnRope, ropes_by_layer_type
+from shoal.parallel.partition import Dims
 
 Activation = Literal["silu", "gelu", "gelu_tanh"]
 
@@ -61,9 +62,14 @@ class DecoderConfig(msgspec.Struct, frozen=True, kw_only=True):
         return len(self.layers)
 
     @property
-    def group_size(self) -> int:
-        """Query heads per KV head."""
-        return self.num_heads // self.num_kv_heads
+    def dims(self) -> Dims:
+        return Dims(
+            num_layers=self.num_layers,
+            num_query_heads=self.num_heads,
+            num_kv_heads=self.num_kv_heads,
+            num_mlp_columns=self.mlp_size,
+            vocab_size=self.vocab_size,
+        )
 
 
 class EncoderConfig(msgspec.Struct, frozen=True, kw_only=True):

@@ -7,11 +7,12 @@ from typing import TypeVar
 
 import torch
 
-from shoal.compute.linear import Embedding, Linear
+from shoal.compute.linear import Embedding
 from shoal.errors import InternalError
 from shoal.models.config import DecoderConfig
 from shoal.models.layers import Attend, DecoderLayer, RMSNorm
 from shoal.models.rope import RotaryEmbedding
+from shoal.models.vocabulary import Head
 from shoal.parallel.partition import Shard
 
 Part = TypeVar("Part")
@@ -29,7 +30,7 @@ class Decoder:
         layers: Sequence[DecoderLayer],
         embedding: Embedding | None = None,
         final_norm: RMSNorm | None = None,
-        head: Linear | None = None,
+        head: Head | None = None,
     ) -> None:
         self.config = config
         self.shard = shard
@@ -62,9 +63,15 @@ class Decoder:
         """The final norm over the last layer's output."""
         return _held(self._final_norm, "final norm", self.shard)(x_TE)
 
-    def logits(self, x_NE: torch.Tensor) -> torch.Tensor:
-        """Float32 logits [N, V] of normed hidden states, soft cap included."""
-        logits_NV = _held(self._head, "head", self.shard)(x_NE).float()
+    def logits(self, x_NE: torch.Tensor) -> torch.Tensor | None:
+        """Float32 logits [N, V] of normed hidden states, soft cap included.
+
+        Tensor ranks compute a part of the vocabulary each; rank 0 has them all, others None.
+        """
+        head_logits_NV = _held(self._head, "head", self.shard)(x_NE)
+        if head_logits_NV is None:
+            return None
+        logits_NV = head_logits_NV.float()
         softcap = self.config.final_softcap
         return logits_NV if softcap is None else torch.tanh(logits_NV / softcap) * softcap
 

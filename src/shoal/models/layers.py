@@ -95,22 +95,23 @@ class GatedMLP:
 
 
 class Attention:
-    """`qkv` holds the rows of `num_kv_heads` KV-head groups: all of q, then k, then v."""
+    """`qkv` holds the rows of the part's query heads, then of its KV heads: k, then v."""
 
     def __init__(
         self,
         config: DecoderConfig,
         layer: int,
-        num_kv_heads: int,
         *,
+        num_heads: int,
+        num_kv_heads: int,
         qkv: Linear,
         output: Linear,
         qk_norm: HeadNorm | None,
         all_reduce: AllReduce,
     ) -> None:
         self._layer = layer
-        self._num_heads = num_kv_heads * config.group_size
-        self._num_qk_heads = self._num_heads + num_kv_heads
+        self._num_heads = num_heads
+        self._num_qk_heads = num_heads + num_kv_heads
         self._head_dim = config.head_dim
         self._scale = config.attention_scale
         self._window = config.layers[layer].window

@@ -11,15 +11,10 @@ from shoal.config import EngineConfig, Transport, WireFormat
 from shoal.messages import Plan, StepResult
 from shoal.parallel.partition import Shard
 
-
-class Control(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag=True):
-    """Base of the messages below; the tag is the class's name."""
-
-
 # ---- head to worker -----------------------------------------------------------------------
 
 
-class Load(Control):
+class Load(msgspec.Struct, frozen=True, kw_only=True, tag="load", forbid_unknown_fields=True):
     """Hold this shard of a model. Answered by Loaded or Failed.
 
     `path` is where the model lies on the worker's machine; "" asks the head for its tensors.
@@ -30,7 +25,7 @@ class Load(Control):
     shard: Shard
 
 
-class Form(Control):
+class Form(msgspec.Struct, frozen=True, kw_only=True, tag="form", forbid_unknown_fields=True):
     """Drop what is under way, open a cache of `num_blocks`, and connect for a new epoch.
 
     `ranks` are the addresses of the stage's workers in rank order, `next_stage` of those that the
@@ -48,14 +43,14 @@ class Form(Control):
     session: str
 
 
-class Stop(Control):
+class Stop(msgspec.Struct, frozen=True, kw_only=True, tag="stop", forbid_unknown_fields=True):
     """Exit, in order."""
 
 
 # ---- worker to head -----------------------------------------------------------------------
 
 
-class Hello(Control):
+class Hello(msgspec.Struct, frozen=True, kw_only=True, tag="hello", forbid_unknown_fields=True):
     """The first message on each of a worker's connections. `address` is where peers reach it."""
 
     worker: str
@@ -63,7 +58,7 @@ class Hello(Control):
     address: str
 
 
-class Loaded(Control):
+class Loaded(msgspec.Struct, frozen=True, kw_only=True, tag="loaded", forbid_unknown_fields=True):
     """`num_blocks` is what the worker's memory holds, `num_read_bytes` what it read of the file."""
 
     num_blocks: int
@@ -74,11 +69,11 @@ class Loaded(Control):
     description: str
 
 
-class Formed(Control):
+class Formed(msgspec.Struct, frozen=True, kw_only=True, tag="formed", forbid_unknown_fields=True):
     epoch: int
 
 
-class Failed(Control):
+class Failed(msgspec.Struct, frozen=True, kw_only=True, tag="failed", forbid_unknown_fields=True):
     """A command or the step `step` could not be done. `kind` is the error's class name."""
 
     epoch: int
@@ -87,7 +82,7 @@ class Failed(Control):
     message: str
 
 
-class Usage(Control):
+class Usage(msgspec.Struct, frozen=True, kw_only=True, tag="usage", forbid_unknown_fields=True):
     """Counters since the worker's start, sent about once a second.
 
     `busy_s` is time spent computing, `waiting_s` waiting for another worker in the middle of a
@@ -106,7 +101,9 @@ class Usage(Control):
 # ---- worker to worker ---------------------------------------------------------------------
 
 
-class Greeting(Control):
+class Greeting(
+    msgspec.Struct, frozen=True, kw_only=True, tag="greeting", forbid_unknown_fields=True
+):
     """The first message on a connection between workers: who sends what on it from now on."""
 
     role: str
@@ -116,7 +113,9 @@ class Greeting(Control):
     """The rank of the sender in its own stage."""
 
 
-class HiddenStates(Control):
+class HiddenStates(
+    msgspec.Struct, frozen=True, kw_only=True, tag="hidden_states", forbid_unknown_fields=True
+):
     """Announces a step's hidden states [num_tokens, E], which follow as the frame's body."""
 
     epoch: int

@@ -10,6 +10,8 @@ from shoal.errors import ConfigError
 
 # 4-bit weights come in groups of 32 columns, which no rank may cut.
 MLP_UNIT = 32
+# Matrix kernels pack rows in tiles.
+VOCAB_UNIT = 64
 
 
 class Span(msgspec.Struct, frozen=True):
@@ -98,9 +100,8 @@ def tensor_slices(dims: Dims, shares: Sequence[float]) -> list[Slice]:
     Up to as many ranks as KV heads get whole KV-head groups; more share a KV head, each with some
     of its query heads. Raises ConfigError for more ranks than query heads.
     """
-    unit = MLP_UNIT if dims.num_mlp_columns >= MLP_UNIT * len(shares) else 1
-    columns = deal(dims.num_mlp_columns, shares, "MLP columns", unit=unit)
-    vocab = deal(dims.vocab_size, shares, "vocabulary entries")
+    columns = deal(dims.num_mlp_columns, shares, "MLP columns", unit=MLP_UNIT)
+    vocab = deal(dims.vocab_size, shares, "vocabulary entries", unit=VOCAB_UNIT)
     return [
         Slice(query_heads=heads[0], kv_heads=heads[1], mlp_columns=columns[rank], vocab=vocab[rank])
         for rank, heads in enumerate(_deal_heads(dims, shares))
@@ -115,9 +116,11 @@ def layer_ranges(num_layers: int, shares: Sequence[float]) -> list[Span]:
 def deal(total: int, shares: Sequence[float], what: str, *, unit: int = 1) -> list[Span]:
     """Cut `[0, total)` into one span for each share, none empty, at multiples of `unit`.
 
-    By the largest remainder; what is left below a unit goes to the last. Raises ConfigError when
-    there are more shares than units, or a share is not positive.
+    By the largest remainder; what is left below a unit goes to the last. Where there are fewer
+    units than shares, cuts are made anywhere. Raises ConfigError when there are more shares than
+    things to deal, or a share is not positive.
     """
+    unit = unit if total >= unit * len(shares) else 1
     num_units = total // unit
     if min(shares, default=0) <= 0:
         raise ConfigError(f"shares of {what} must be positive, got {list(shares)}")

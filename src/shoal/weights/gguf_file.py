@@ -14,6 +14,7 @@ from shoal.weights.gguf_blocks import AFFINE4_TYPES, READABLE_TYPES, Bytes, to_a
 from shoal.weights.gguf_config import architecture_of, config_from
 from shoal.weights.gguf_header import GgufHeader, TensorInfo, read_header
 from shoal.weights.gguf_names import ROPE_FACTORS, hugging_face_name
+from shoal.weights.tensors import Extent, Layout
 
 _PERMUTED = (".self_attn.q_proj.", ".self_attn.k_proj.")
 
@@ -25,6 +26,7 @@ class GgufFile:
         """Raises SourceError (no GGUF file, truncated), UnsupportedModel (tensor type, model)."""
         header = read_header(path)
         self._path = path
+        self._header = header
         self._architecture = architecture_of(header.metadata)
         _check_types(path, header)
         self._data: Bytes | None = np.memmap(path, dtype=np.uint8, mode="r")
@@ -78,6 +80,14 @@ class GgufFile:
             whole.scales_NG[:, groups].contiguous(),
             whole.minimums_NG[:, groups].contiguous(),
         )
+
+    def layout(self) -> Layout:
+        file = self._path.name
+        opening = [Extent(file, 0, self._header.num_bytes)]
+        if ROPE_FACTORS in self._header.tensors:
+            opening.append(_extent(file, self._header.tensors[ROPE_FACTORS]))
+        tensors = {name: _extent(file, info) for name, info in self._tensors.items()}
+        return Layout(self._path.parent, tuple(opening), tensors)
 
     def close(self) -> None:
         self._data = None
@@ -139,6 +149,10 @@ class GgufFile:
             return None
         factors: list[float] = to_dense(self._bytes(info).reshape(1, -1), info.type)[0].tolist()
         return factors
+
+
+def _extent(file: str, info: TensorInfo) -> Extent:
+    return Extent(file, info.offset, info.num_bytes)
 
 
 def _check_types(path: Path, header: GgufHeader) -> None:

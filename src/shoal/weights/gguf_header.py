@@ -69,8 +69,11 @@ class TensorInfo:
 
 @dataclass(frozen=True, slots=True)
 class GgufHeader:
+    """`num_bytes` is the length of the header itself, without the padding behind it."""
+
     metadata: dict[str, Any]
     tensors: dict[str, TensorInfo]
+    num_bytes: int
 
 
 def read_header(path: Path) -> GgufHeader:
@@ -107,13 +110,14 @@ class _Parser:
         num_tensors, num_fields = self._unpack("QQ")
         metadata = dict(self._field() for _ in range(num_fields))
         entries = [self._entry() for _ in range(num_tensors)]
+        num_bytes = self._position
         start = self._data_start(metadata)
         tensors: dict[str, TensorInfo] = {}
         for name, shape, type_id, offset in entries:
             if name in tensors:
                 raise SourceError(f"{self._path} holds two tensors named {name}: it is damaged")
             tensors[name] = self._tensor(name, shape, type_id, start + offset)
-        return GgufHeader(metadata, tensors)
+        return GgufHeader(metadata, tensors, num_bytes)
 
     def _unpack(self, form: str) -> tuple[Any, ...]:
         values = struct.unpack_from(f"<{form}", self._data, self._position)

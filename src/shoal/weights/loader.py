@@ -5,17 +5,20 @@ from __future__ import annotations
 import torch
 
 from shoal.compute.affine import Affine4
-from shoal.compute.linear import Embedding, Linear, Scheme, make_embedding, make_head
+from shoal.compute.linear import Embedding, Scheme, make_embedding, make_head
 from shoal.errors import InternalError
 from shoal.models.config import DecoderConfig, EncoderConfig, decoder_config, encoder_config
 from shoal.models.decoder import Decoder
 from shoal.models.encoder import Encoder, EncoderLayer, LayerNorm
-from shoal.models.layers import AllReduce, Attention, DecoderLayer, GatedMLP, HeadNorm, RMSNorm
+from shoal.models.layers import Attention, DecoderLayer, GatedMLP, HeadNorm, RMSNorm
+from shoal.models.vocabulary import Head, SlicedEmbedding, SlicedHead
 from shoal.parallel.communicator import Communicator
 from shoal.parallel.partition import Shard, Span
 from shoal.weights import inventory
 from shoal.weights.parts import Parts
 from shoal.weights.tensors import TensorSource
+
+Table = torch.Tensor | Affine4
 
 
 def load_decoder(
@@ -30,10 +33,8 @@ def load_decoder(
     _check_shard(config, shard)
     names = inventory.decoder_names(source, config)
     inventory.check(source, inventory.decoder_shapes(config), names, _needed(config, shard))
-    builder = _DecoderBuilder(
-        config, shard, Parts(source, names, scheme), scheme, communicator.all_reduce
-    )
-    return builder.decoder()
+    parts = Parts(source, names, scheme)
+    return _DecoderBuilder(config, shard, parts, scheme, communicator).decoder()
 
 
 def load_encoder(source: TensorSource, *, scheme: Scheme) -> Encoder:
@@ -71,13 +72,13 @@ class _DecoderBuilder:
         shard: Shard,
         parts: Parts,
         scheme: Scheme,
-        all_reduce: AllReduce,
+        communicator: Communicator,
     ) -> None:
         self.config = config
         self.shard = shard
         self.parts = parts
         self.scheme = scheme
-        self.all_reduce = all_reduce
+        self.communicator = communicator
         # The ranks' outputs are added up: only one of them may carry the bias.
         self.adds_bias = shard.rank == 0
 
@@ -94,7 +95,7 @@ class _DecoderBuilder:
             head=head,
         )
 
-    def ends(self) -> tuple[Embedding | None, Linear | None]:
+    def ends(self) -> tuple[Embedding | None, Head | None]:
         """The embedding of the first shard and the head of the last; tied ones share a table."""
         shard, is_tied = self.shard, self.config.tied_head
         table = None
@@ -102,15 +103,25 @@ class _DecoderBuilder:
             table = self.table(inventory.EMBEDDING)
         embedding = None
         if shard.is_first and table is not None:
-            embedding = make_embedding(table, self.scheme)
+            embedding = self.embedding(table)
         if not shard.is_last:
             return embedding, None
         if table is None or not is_tied:
             table = self.table(inventory.HEAD)
-        return embedding, make_head(table, self.scheme)
+        return embedding, self.head(table)
 
-    def table(self, name: str) -> torch.Tensor | Affine4:
-        table = self.parts.matrix(name)
+    def embedding(self, table: Table) -> Embedding:
+        rows = make_embedding(table, self.scheme)
+        if self.shard.num_ranks == 1:
+            return rows
+        return SlicedEmbedding(rows, self.shard.slice.vocab, self.communicator)
+
+    def head(self, table: Table) -> Head:
+        head = make_head(table, self.scheme)
+        return head if self.shard.num_ranks == 1 else SlicedHead(head, self.communicator)
+
+    def table(self, name: str) -> Table:
+        table = self.parts.matrix(name, _part(self.shard.slice.vocab, self.config.vocab_size))
         if self.scheme.many == "dense" and isinstance(table, torch.Tensor):
             # Cast here, so that a tied embedding and head share the result.
             return table.to(self.scheme.dtype)
@@ -131,14 +142,15 @@ class _DecoderBuilder:
         )
 
     def attention(self, layer: int, prefix: str) -> Attention:
-        config, kv_heads = self.config, self.shard.kv_heads
-        q_size, kv_size = config.group_size * config.head_dim, config.head_dim
-        q_rows = _part(kv_heads.scaled(q_size), config.num_kv_heads * q_size)
-        kv_rows = _part(kv_heads.scaled(kv_size), config.num_kv_heads * kv_size)
+        config, size = self.config, self.config.head_dim
+        query_heads, kv_heads = self.shard.slice.query_heads, self.shard.slice.kv_heads
+        q_rows = _part(query_heads.scaled(size), config.num_heads * size)
+        kv_rows = _part(kv_heads.scaled(size), config.num_kv_heads * size)
         return Attention(
             config,
             layer,
-            len(kv_heads),
+            num_heads=len(query_heads),
+            num_kv_heads=len(kv_heads),
             qkv=self.parts.linear(
                 (f"{prefix}q_proj", q_rows),
                 (f"{prefix}k_proj", kv_rows),
@@ -148,28 +160,28 @@ class _DecoderBuilder:
                 (f"{prefix}o_proj", None), columns=q_rows, with_bias=self.adds_bias
             ),
             qk_norm=self.head_norm(prefix) if config.qk_norm else None,
-            all_reduce=self.all_reduce,
+            all_reduce=self.communicator.all_reduce,
         )
 
     def mlp(self, prefix: str) -> GatedMLP:
-        columns = _part(self.shard.mlp_columns, self.config.mlp_size)
+        columns = _part(self.shard.slice.mlp_columns, self.config.mlp_size)
         return GatedMLP(
             self.parts.linear((f"{prefix}gate_proj", columns), (f"{prefix}up_proj", columns)),
             self.parts.linear(
                 (f"{prefix}down_proj", None), columns=columns, with_bias=self.adds_bias
             ),
             self.config.activation,
-            self.all_reduce,
+            self.communicator.all_reduce,
         )
 
     def norm(self, name: str) -> RMSNorm:
         return RMSNorm(self.norm_weight(name), self.config.norm_eps)
 
     def head_norm(self, prefix: str) -> HeadNorm:
-        num_kv_heads = len(self.shard.kv_heads)
+        part = self.shard.slice
         q_D = self.norm_weight(f"{prefix}q_norm.weight")
         k_D = self.norm_weight(f"{prefix}k_norm.weight")
-        rows = [q_D] * (num_kv_heads * self.config.group_size) + [k_D] * num_kv_heads
+        rows = [q_D] * len(part.query_heads) + [k_D] * len(part.kv_heads)
         return HeadNorm(torch.stack(rows), self.config.norm_eps)
 
     def norm_weight(self, name: str) -> torch.Tensor:
@@ -207,10 +219,13 @@ def _layer_norm(config: EncoderConfig, parts: Parts, name: str) -> LayerNorm:
 
 
 def _check_shard(config: DecoderConfig, shard: Shard) -> None:
+    part = shard.slice
     limits = (
         ("layers", shard.layers, config.num_layers),
-        ("KV heads", shard.kv_heads, config.num_kv_heads),
-        ("MLP columns", shard.mlp_columns, config.mlp_size),
+        ("query heads", part.query_heads, config.num_heads),
+        ("KV heads", part.kv_heads, config.num_kv_heads),
+        ("MLP columns", part.mlp_columns, config.mlp_size),
+        ("vocabulary entries", part.vocab, config.vocab_size),
     )
     for what, span, size in limits:
         if not 0 <= span.start < span.stop <= size:

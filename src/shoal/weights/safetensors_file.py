@@ -11,9 +11,12 @@ from safetensors import SafetensorError, safe_open
 
 from shoal.compute.affine import Affine4
 from shoal.errors import SourceError, UnsupportedModel
+from shoal.weights.tensors import Extent, Layout
 
+CONFIG = "config.json"
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
+_LENGTH_BYTES = 8
 _PICKLED = ("pytorch_model.bin", "pytorch_model.bin.index.json")
 
 
@@ -23,7 +26,7 @@ class SafetensorsFolder:
     def __init__(self, folder: Path) -> None:
         """Raises SourceError (missing or damaged files), UnsupportedModel (quantised weights)."""
         self._folder = folder
-        self.config = read_json(folder / "config.json")
+        self.config = read_json(folder / CONFIG)
         self.bytes_read = 0
         _refuse_quantised(folder, self.config)
         self._open_files: dict[str, Any] = {}
@@ -56,6 +59,21 @@ class SafetensorsFolder:
     ) -> Affine4 | None:
         """None: such a folder holds floats."""
         return None
+
+    def layout(self) -> Layout:
+        small = [name for name in (CONFIG, INDEX) if (self._folder / name).is_file()]
+        opening = [Extent(name, 0, (self._folder / name).stat().st_size) for name in small]
+        tensors: dict[str, Extent] = {}
+        for file in sorted(set(self._file_of.values())):
+            self._open(file)  # checks the header that is read below
+            header, num_bytes = _read_header(self._folder / file)
+            opening.append(Extent(file, 0, num_bytes))
+            for name in (name for name, its_file in self._file_of.items() if its_file == file):
+                if name not in header:
+                    raise self._lacks(name)
+                start, stop = header[name]["data_offsets"]
+                tensors[name] = Extent(file, num_bytes + start, stop - start)
+        return Layout(self._folder, tuple(opening), tensors)
 
     def close(self) -> None:
         self._open_files.clear()
@@ -95,10 +113,21 @@ class SafetensorsFolder:
         try:
             return self._file(name).get_slice(name)
         except SafetensorError as error:
-            raise SourceError(
-                f"{self._folder / self._file_of[name]} lacks {name}, which the index names: "
-                "fetch it again"
-            ) from error
+            raise self._lacks(name) from error
+
+    def _lacks(self, name: str) -> SourceError:
+        return SourceError(
+            f"{self._folder / self._file_of[name]} lacks {name}, which the index names: "
+            "fetch it again"
+        )
+
+
+def _read_header(path: Path) -> tuple[dict[str, Any], int]:
+    """What a safetensors file says of its tensors, and where their data begins."""
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(_LENGTH_BYTES), "little")
+        header: dict[str, Any] = json.loads(file.read(length))
+    return header, _LENGTH_BYTES + length
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -2,11 +2,35 @@
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
 
 import torch
 
 from shoal.compute.affine import Affine4
+
+
+class Extent(NamedTuple):
+    """Bytes `[offset, offset + num_bytes)` of a file."""
+
+    file: str
+    offset: int
+    num_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """Where a checkpoint's bytes lie. File names are relative to `root`.
+
+    `opening` is what must be there before the checkpoint can be opened and its names, shapes and
+    configuration read; `tensors` is where each tensor's values are.
+    """
+
+    root: Path
+    opening: tuple[Extent, ...]
+    tensors: Mapping[str, Extent]
 
 
 class TensorSource(Protocol):
@@ -41,6 +65,10 @@ class TensorSource(Protocol):
 
         None as well when `columns` do not start and stop at whole groups of 32.
         """
+        ...
+
+    def layout(self) -> Layout:
+        """Raises SourceError."""
         ...
 
     def close(self) -> None: ...

@@ -22,7 +22,7 @@ class KVCache:
         self, config: DecoderConfig, shard: Shard, *, num_slots: int, dtype: torch.dtype
     ) -> None:
         self.first_layer = shard.layers.start
-        shape = (num_slots, len(shard.kv_heads), config.head_dim)
+        shape = (num_slots, len(shard.slice.kv_heads), config.head_dim)
         # Written to now, so that a lack of memory shows at the start and use stays flat.
         self.keys = [torch.zeros(shape, dtype=dtype).fill_(0) for _ in range(len(shard.layers))]
         self.values = [torch.zeros(shape, dtype=dtype).fill_(0) for _ in range(len(shard.layers))]
@@ -39,7 +39,7 @@ class KVCache:
 
 def slot_bytes(config: DecoderConfig, shard: Shard, dtype: torch.dtype) -> int:
     """Bytes that one token takes in this shard's cache."""
-    return 2 * len(shard.layers) * len(shard.kv_heads) * config.head_dim * dtype.itemsize
+    return 2 * len(shard.layers) * len(shard.slice.kv_heads) * config.head_dim * dtype.itemsize
 
 
 def num_blocks_for(

@@ -64,7 +64,10 @@ class DecoderRunner:
         return self._decoder(x_TE, batch.positions_T, attend)
 
     def finish(self, batch: Batch, x_TE: torch.Tensor) -> list[ChunkResult]:
-        """What the last stage makes of its output: tokens, log-probabilities, sums."""
+        """What the last stage makes of its output: tokens, log-probabilities, sums.
+
+        Of a stage's tensor ranks only rank 0 sees the logits; the others' results lack them.
+        """
         drawn = self._sample(batch, x_TE)
         return [
             self._result(chunk, x_TE[last_row + 1 - len(chunk.tokens) : last_row + 1], drawn)
@@ -97,6 +100,8 @@ class DecoderRunner:
         if not wanted:
             return {}
         logits_NV = self._logits(x_TE[[row for _, _, row in wanted]])
+        if logits_NV is None:
+            return {}
         samplings = [sampling for _, sampling, _ in wanted]
         scored = [i for i, s in enumerate(samplings) if s.num_logprobs is not None]
         raw_NV = logits_NV[scored].clone() if scored else None
@@ -115,10 +120,12 @@ class DecoderRunner:
         for start in range(0, len(chunk.score_targets), _SCORED_ROWS):
             targets = chunk.score_targets[start : start + _SCORED_ROWS]
             logits_NV = self._logits(x_CE[start : start + len(targets)])
+            if logits_NV is None:
+                continue
             scored += token_logprobs(logits_NV, targets, [chunk.num_prompt_logprobs] * len(targets))
         return scored
 
-    def _logits(self, x_NE: torch.Tensor) -> torch.Tensor:
+    def _logits(self, x_NE: torch.Tensor) -> torch.Tensor | None:
         return self._decoder.logits(self._decoder.norm(x_NE))
 
 

@@ -67,7 +67,7 @@ def load_worker(files: ModelFiles, config: EngineConfig) -> Worker:
 
 def _load_decoder_worker(source: TensorSource, config: EngineConfig, scheme: Scheme) -> Worker:
     model = decoder_config(source.config)
-    shard = whole_shard(model.num_layers, model.num_kv_heads, model.mlp_size)
+    shard = whole_shard(model.dims)
     max_context = _max_context(config, model.max_context)
     decoder = load_decoder(source, shard, scheme=scheme, communicator=Solo())
     num_blocks = num_blocks_for(
