@@ -67,7 +67,7 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     prefix_caching: bool = True
     num_threads: int | None = None
     stall_s: float = 30.0
-    split: Split = Split()
+    split: Split = msgspec.field(default_factory=Split)
 
     def __post_init__(self) -> None:
         for name in ("block_size", "max_step_tokens", "max_running", "max_waiting", "stall_s"):
