@@ -71,15 +71,22 @@ class SharedMemory:
         self._flag = rank * _WORDS_PER_LINE
         self._peer_flags = [r * _WORDS_PER_LINE for r in range(num_ranks) if r != rank]
         self._sequence = 0
+        self.sent_bytes = 0
         self._fence = threading.Lock()
         self._fence.acquire()
         self._shape: torch.Size | None = None
         self._dtype: torch.dtype | None = None
+        self._reduced_bytes = 0
         self._views: tuple[ReduceViews, ReduceViews]
         try:
             self._exchange()
         finally:
             segment.unlink()
+
+    @property
+    def sent_messages(self) -> int:
+        """Every exchange is one to each of the others; the first says only that a rank is there."""
+        return (self._sequence - 1) * (self.num_ranks - 1)
 
     def all_reduce(self, partial: torch.Tensor) -> torch.Tensor:
         """The sum, in place of `partial` if that is contiguous or fits a slot.
@@ -94,6 +101,7 @@ class SharedMemory:
         own = views.write(partial)
         self._exchange()
         views.sum_into(own)
+        self.sent_bytes += self._reduced_bytes
         return partial
 
     def gather(self, part: torch.Tensor) -> list[torch.Tensor] | None:
@@ -112,7 +120,10 @@ class SharedMemory:
             self._write(flat, start)
             self._exchange()
             self._read(buffers, start)
-        return parts if self.rank == 0 else None
+        if self.rank == 0:
+            return parts
+        self.sent_bytes += flat.size
+        return None
 
     def close(self) -> None:
         """Make a call that waits in another thread raise PeerLost, and every later one.
@@ -174,6 +185,7 @@ class SharedMemory:
         )
         self._views = (even, odd)
         self._shape, self._dtype = partial.shape, partial.dtype
+        self._reduced_bytes = num_bytes * (self.num_ranks - 1)
 
     def _reduce_in_pieces(self, partial: torch.Tensor) -> torch.Tensor:
         flat = partial.contiguous().view(-1)
