@@ -43,7 +43,10 @@ class ModelInfo(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class EngineStats(msgspec.Struct, frozen=True, kw_only=True):
-    """Gauges of now, then counters since the start."""
+    """Gauges of now, then counters since the start.
+
+    `replicas` is by name, and empty where there is but one; the rest are then their sums.
+    """
 
     num_waiting: int = 0
     num_running: int = 0
@@ -57,6 +60,7 @@ class EngineStats(msgspec.Struct, frozen=True, kw_only=True):
     steps: int = 0
     step_seconds: float = 0.0
     schedule_seconds: float = 0.0
+    replicas: dict[str, EngineStats] = {}
 
 
 class Health(msgspec.Struct, frozen=True, kw_only=True):

@@ -95,12 +95,15 @@ class Engine:
         return self._enqueue([request], deliver)
 
     def cancel(self, job: Job) -> None:
-        """End what is left of a job; its submitter hears no more of it."""
+        """End what is left of a job; all that its submitter still hears is the end."""
         with self._lock:
+            if not job.open_ids:
+                return
             for request_id in sorted(job.open_ids):
                 self._scheduler.cancel(request_id)
                 self._samples.pop(request_id, None)
             job.open_ids.clear()
+            job.deliver(None)
             self._work_came.notify()
 
     def stop(self, reason: str) -> None:

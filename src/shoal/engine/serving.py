@@ -9,7 +9,8 @@ import threading
 
 from shoal.engine.api import EngineStats, Health, ModelInfo
 from shoal.engine.engine import Engine
-from shoal.engine.streams import AsyncStream, Postman, SyncStream
+from shoal.engine.job import Deliver
+from shoal.engine.streams import AsyncStream, OnEnd, Postman, SyncStream, telling, unwatched
 from shoal.request import SamplingParams
 from shoal.weights.tokenizer import Tokenizer
 
@@ -34,37 +35,47 @@ class ServingEngine:
         return self._engine.tokenizer
 
     def submit(
-        self, prompt_tokens: list[int], params: SamplingParams, *, priority: int = 0
+        self,
+        prompt_tokens: list[int],
+        params: SamplingParams,
+        *,
+        priority: int = 0,
+        on_end: OnEnd = unwatched,
     ) -> AsyncStream:
         """For the running event loop. Raises as `AsyncEngine.submit` says."""
         stream = AsyncStream(self._engine)
-        postman = self._postman()
+        deliver = telling(self._by_post(stream), on_end)
         stream.job = self._engine.submit(
-            prompt_tokens,
-            params,
-            lambda item: postman.post(stream.box, item),
-            seed=_seed(params),
-            priority=priority,
+            prompt_tokens, params, deliver, seed=_seed(params), priority=priority
         )
+        return stream
+
+    def submit_embed(
+        self, prompt_tokens: list[int], *, priority: int = 0, on_end: OnEnd = unwatched
+    ) -> AsyncStream:
+        stream = AsyncStream(self._engine)
+        deliver = telling(self._by_post(stream), on_end)
+        stream.job = self._engine.submit_pooling(prompt_tokens, deliver, priority=priority)
         return stream
 
     async def embed(self, prompt_tokens: list[int], *, priority: int = 0) -> list[float]:
-        stream = AsyncStream(self._engine)
-        postman = self._postman()
-        stream.job = self._engine.submit_pooling(
-            prompt_tokens, lambda item: postman.post(stream.box, item), priority=priority
-        )
-        return await stream.embedding()
+        return await self.submit_embed(prompt_tokens, priority=priority).embedding()
 
-    def submit_sync(self, prompt_tokens: list[int], params: SamplingParams) -> SyncStream:
+    def submit_sync(
+        self, prompt_tokens: list[int], params: SamplingParams, *, on_end: OnEnd = unwatched
+    ) -> SyncStream:
         """For a plain thread. Raises as `AsyncEngine.submit` says."""
         stream = SyncStream(self._engine)
-        stream.job = self._engine.submit(prompt_tokens, params, stream.box.put, seed=_seed(params))
+        deliver = telling(stream.box.put, on_end)
+        stream.job = self._engine.submit(prompt_tokens, params, deliver, seed=_seed(params))
         return stream
 
-    def submit_embed_sync(self, prompt_tokens: list[int]) -> SyncStream:
+    def submit_embed_sync(
+        self, prompt_tokens: list[int], *, on_end: OnEnd = unwatched
+    ) -> SyncStream:
         stream = SyncStream(self._engine)
-        stream.job = self._engine.submit_pooling(prompt_tokens, stream.box.put)
+        deliver = telling(stream.box.put, on_end)
+        stream.job = self._engine.submit_pooling(prompt_tokens, deliver)
         return stream
 
     def stats(self) -> EngineStats:
@@ -86,6 +97,10 @@ class ServingEngine:
             log.exception("the engine's thread died")
             self._engine.stop("the engine has failed; its log says why")
             raise
+
+    def _by_post(self, stream: AsyncStream) -> Deliver:
+        postman = self._postman()
+        return lambda item: postman.post(stream.box, item)
 
     def _postman(self) -> Postman:
         loop = asyncio.get_running_loop()

@@ -4,14 +4,33 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import suppress
 from queue import SimpleQueue
 
 from shoal.engine.api import Delta
 from shoal.engine.engine import Engine
-from shoal.engine.job import Item, Job
+from shoal.engine.job import Deliver, Item, Job
 from shoal.errors import ShoalError
+
+OnEnd = Callable[[], None]
+"""Called once, when a request has ended: finished, failed or cancelled. From any thread, and
+inside the engine's lock: it must be quick and must not call the engine."""
+
+
+def unwatched() -> None:
+    """The `OnEnd` of requests whose end is nobody's business but the submitter's."""
+
+
+def telling(deliver: Deliver, on_end: OnEnd) -> Deliver:
+    """`deliver`, and `on_end` after the last item: None or an error."""
+
+    def deliver_and_tell(item: Item) -> None:
+        deliver(item)
+        if item is None or isinstance(item, ShoalError):
+            on_end()
+
+    return deliver_and_tell
 
 
 class Postman:

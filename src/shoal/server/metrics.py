@@ -9,7 +9,7 @@ from prometheus_client import CollectorRegistry, Counter, Histogram, ProcessColl
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from shoal.engine.api import AsyncEngine, Delta
+from shoal.engine.api import AsyncEngine, Delta, EngineStats
 
 _LATENCY_S = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
 _GAP_S = (0.002, 0.005, 0.01, 0.02, 0.035, 0.05, 0.075, 0.1, 0.15, 0.25, 0.5, 1, 2.5, 10)
@@ -47,6 +47,22 @@ class EngineCollector(Collector):
             yield CounterMetricFamily(f"shoal_{field}", text, value=getattr(stats, field))
         usage = stats.num_used_blocks / stats.num_blocks if stats.num_blocks else 0.0
         yield GaugeMetricFamily("shoal_kv_usage_ratio", "Part of the KV cache in use", value=usage)
+        if stats.replicas:
+            yield from _by_replica(stats.replicas, GaugeMetricFamily, _GAUGES)
+            yield from _by_replica(stats.replicas, CounterMetricFamily, _COUNTERS)
+
+
+def _by_replica(
+    replicas: dict[str, EngineStats],
+    family: type[GaugeMetricFamily | CounterMetricFamily],
+    fields: dict[str, str],
+) -> Iterator[Metric]:
+    """Families of their own, so that adding up `shoal_…` counts nothing twice."""
+    for field, text in fields.items():
+        metric = family(f"shoal_replica_{field}", f"{text}, by replica", labels=["replica"])
+        for name, stats in replicas.items():
+            metric.add_metric([name], getattr(stats, field))
+        yield metric
 
 
 class Metrics:
