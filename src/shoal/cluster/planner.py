@@ -1,0 +1,89 @@
+"""Chooses who holds what, from what was measured and from what a model costs."""
+
+from __future__ import annotations
+
+from shoal.cluster.costs import ModelCost
+from shoal.cluster.exact_search import MOST_CHAINS, ExactSearch, kinds_of, num_chains
+from shoal.cluster.explain import does_not_fit, reasons_for, rejected_by
+from shoal.cluster.goal import Goal
+from shoal.cluster.hardware import Cluster
+from shoal.cluster.local_search import LocalSearch
+from shoal.cluster.options import CutChain, Option, Options, together
+from shoal.cluster.placement import Placement, ReplicaPlacement, Seat
+from shoal.cluster.prediction import predict
+from shoal.cluster.proposal import Proposal, node_uses
+from shoal.errors import PlacementError
+from shoal.parallel.partition import Span, shards_of
+
+# So many nodes may be of few kinds; beyond, nobody looks at every placement.
+_MOST_NODES_COMPARED = 16
+
+
+def propose(cluster: Cluster, cost: ModelCost, goal: Goal) -> Proposal:
+    """The placement that serves the goal best, as far as was searched.
+
+    Up to six nodes, and more if some are alike, every placement is looked at. Raises
+    PlacementError, with the figures, when the nodes cannot hold the model or none is given.
+    """
+    if not cluster.nodes:
+        raise PlacementError("the cluster has no nodes: profile at least one")
+    options = Options(cluster, cost, goal)
+    search = _search(cluster, options)
+    found = search.best()
+    if found is None:
+        raise does_not_fit(options)
+    best = _evened(found, options)
+    placement = as_placement(best, options)
+    return Proposal(
+        goal=goal,
+        placement=placement,
+        prediction=predict(placement, options.clockwork, num_streams=goal.num_streams),
+        nodes=node_uses(placement, options.clockwork, goal.kv_tokens),
+        reasons=tuple(reasons_for(best, options)),
+        rejected=tuple(rejected_by(best, search, options)),
+        is_optimal=isinstance(search, ExactSearch),
+    )
+
+
+def as_placement(option: Option, options: Options) -> Placement:
+    replicas = tuple(_replica(place, cut, options) for place, cut in enumerate(option.replicas))
+    return Placement(replicas=replicas)
+
+
+def _search(cluster: Cluster, options: Options) -> ExactSearch | LocalSearch:
+    if len(cluster.nodes) <= _MOST_NODES_COMPARED:
+        kinds = kinds_of(cluster)
+        if num_chains(kinds) <= MOST_CHAINS:
+            return ExactSearch(options, kinds)
+    return LocalSearch(options)
+
+
+def _evened(best: Option, options: Options) -> Option:
+    """For a lone stream many cuts may be equal: take the best of them for many streams."""
+    if options.goal.objective != "latency":
+        return best
+    return together(_evened_chain(cut, options) for cut in best.replicas)
+
+
+def _evened_chain(cut: CutChain, options: Options) -> Option:
+    cuts = list(options.cuts(cut.chain, "balanced"))
+    quickest = max(option.one for option in cuts)
+    return max(
+        (option for option in cuts if option.one >= quickest * (1 - 1e-9)),
+        key=lambda option: option.many,
+    )
+
+
+def _replica(number: int, cut: CutChain, options: Options) -> ReplicaPlacement:
+    stages, start = [], 0
+    for stage, (nodes, count) in enumerate(zip(cut.chain, cut.num_layers, strict=True)):
+        shares = [options.speed(node) for node in nodes]
+        shards = shards_of(options.cost.dims, Span(start, start + count), shares)
+        start += count
+        stages.append(
+            tuple(
+                Seat(worker=f"{number}.{stage}.{shard.rank}", node=node, shard=shard)
+                for node, shard in zip(nodes, shards, strict=True)
+            )
+        )
+    return ReplicaPlacement(stages=tuple(stages))
