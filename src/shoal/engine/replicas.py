@@ -98,13 +98,11 @@ class ReplicatedEngine:
             for name, state in states.items()
             if not state.ok or name not in available
         ]
-        return Health(
-            ok=bool(well),
-            reason=f"{len(well)} of {len(states)} replicas serve; " + "; ".join(complaints)
-            if complaints
-            else max(state.reason for state in well),
-            since_progress_s=min(state.since_progress_s for state in well or states.values()),
-        )
+        reason = "working" if any(state.reason == "working" for state in well) else "idle"
+        if complaints:
+            reason = f"{len(well)} of {len(states)} replicas serve; {'; '.join(complaints)}"
+        since_s = min(state.since_progress_s for state in well or states.values())
+        return Health(ok=bool(well), reason=reason, since_progress_s=since_s)
 
     def set_available(self, replica: str, is_available: bool) -> None:
         """Whether a replica gets new requests; those it has go on."""
