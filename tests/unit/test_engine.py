@@ -12,6 +12,7 @@ import pytest
 
 from shoal.engine.api import Delta, ModelInfo
 from shoal.engine.engine import Engine
+from shoal.engine.executor import Capacity
 from shoal.engine.outputs import gather
 from shoal.engine.serving import ServingEngine
 from shoal.errors import (
@@ -71,6 +72,13 @@ class Counting:
         return StepResult(
             epoch=plan.epoch, step=plan.step, results=[self.result(c) for c in plan.chunks]
         )
+
+    def restart(self, epoch: int) -> Capacity:
+        self.plans.clear()
+        return Capacity(num_blocks=64, max_in_flight=self.max_in_flight)
+
+    def close(self) -> None:
+        pass
 
     def result(self, chunk: Chunk) -> ChunkResult:
         token_id = None if chunk.sampling is None else (chunk.tokens[-1] + 1) % 10

@@ -16,7 +16,7 @@ from shoal.engine.api import Delta, EngineStats, Health, ModelInfo
 from shoal.engine.detokenizer import Detokenizer
 from shoal.engine.executor import Executor
 from shoal.engine.job import Deliver, Item, Job, Sample, unit_mean
-from shoal.errors import EngineStopped, InternalError, ShoalError
+from shoal.errors import EngineStopped, InternalError, PeerLost, ShoalError
 from shoal.messages import Event, StepResult
 from shoal.request import Request, SamplingParams
 from shoal.schedule.scheduler import Scheduler
@@ -49,6 +49,7 @@ class Engine:
         self._num_in_flight = 0
         self._epoch = 0
         self._stopped: str | None = None
+        self._restart_wanted = False
         self._last_progress_s = time.monotonic()
         self._num_steps = 0
         self._step_s = 0.0
@@ -106,12 +107,22 @@ class Engine:
             job.deliver(None)
             self._work_came.notify()
 
+    def restart(self) -> None:
+        """Have the executor restart once no plan is under way; requests go on afterwards."""
+        with self._lock:
+            self._restart_wanted = True
+            self._work_came.notify()
+
     def stop(self, reason: str) -> None:
         """Refuse new work and end what is open with an error that says to try again."""
         with self._lock:
             self._stopped = self._stopped or reason
             self._fail(list(self._samples), EngineStopped(reason))
             self._work_came.notify()
+
+    def close(self) -> None:
+        """After the last step."""
+        self._executor.close()
 
     def stats(self) -> EngineStats:
         with self._lock:
@@ -148,16 +159,25 @@ class Engine:
     def wait_for_work(self) -> bool:
         """Sleep until there is something to do; False once the engine is stopped."""
         with self._work_came:
-            while self._stopped is None and not self._scheduler.has_work:
+            while self._stopped is None and not self._has_work():
                 self._work_came.wait()
             return self._stopped is None
 
     def step(self) -> None:
         """Plan as far as may be in flight, wait for the oldest result, publish it."""
         try:
-            self._advance()
+            if self._restart_wanted and not self._num_in_flight:
+                self._begin_epoch()
+            else:
+                self._advance()
+        except PeerLost as error:
+            log.warning("%s; its requests are computed again", error)
+            self._recover()
         except Exception as error:
             self._abandon(error)
+
+    def _has_work(self) -> bool:
+        return self._restart_wanted or self._scheduler.has_work
 
     def _advance(self) -> None:
         start_s = time.perf_counter()
@@ -177,7 +197,7 @@ class Engine:
         self._schedule_s += (planned_s - start_s) + (done_s - computed_s)
 
     def _submit_plans(self) -> None:
-        while self._num_in_flight < self._executor.max_in_flight:
+        while not self._restart_wanted and self._num_in_flight < self._executor.max_in_flight:
             plan = self._scheduler.plan(time.monotonic())
             if plan is None:
                 return
@@ -254,12 +274,31 @@ class Engine:
         """A step failed: what was running gets an error, what waits goes on in a new epoch."""
         log.exception("a step failed; its requests end with an error", exc_info=error)
         with self._lock:
+            message = f"the step that computed this request failed: {error}"
+            self._fail(self._scheduler.running_ids, InternalError(message))
+        self._recover()
+
+    def _recover(self) -> None:
+        try:
+            self._begin_epoch()
+        except ShoalError as error:
+            log.exception("the workers cannot be brought back")
+            self.stop(f"the workers cannot be brought back: {error}")
+
+    def _begin_epoch(self) -> None:
+        """Every running request goes back to the queue with the tokens it has emitted."""
+        with self._lock:
+            self._restart_wanted = False
             self._num_in_flight = 0
             self._epoch += 1
-            involved = self._scheduler.running_ids
             self._scheduler.new_epoch(self._epoch, cache_lost=True)
-            message = f"the step that computed this request failed: {error}"
-            self._fail(involved, InternalError(message))
+        capacity = self._executor.restart(self._epoch)
+        with self._lock:
+            too_long = self._scheduler.resize(
+                num_blocks=capacity.num_blocks, max_in_flight=capacity.max_in_flight
+            )
+            room = f"{capacity.num_blocks} blocks"
+            self._fail(too_long, EngineStopped(f"the KV cache shrank to {room}: too few for this"))
             self._last_progress_s = time.monotonic()
 
     def _fail(self, request_ids: Iterable[int], error: ShoalError) -> None:

@@ -4,8 +4,17 @@ from __future__ import annotations
 
 from typing import Protocol
 
+import msgspec
+
 from shoal.messages import Plan, StepResult
 from shoal.worker.worker import Worker
+
+
+class Capacity(msgspec.Struct, frozen=True, kw_only=True):
+    """What an executor offers: blocks of KV cache, and plans under way at a time."""
+
+    num_blocks: int
+    max_in_flight: int
 
 
 class Executor(Protocol):
@@ -19,8 +28,21 @@ class Executor(Protocol):
     def submit(self, plan: Plan) -> None: ...
 
     def collect(self) -> StepResult:
-        """The oldest outstanding plan's result; waits for it."""
+        """The oldest outstanding plan's result; waits for it.
+
+        Raises PeerLost when a worker is gone, and whatever the step itself raised.
+        """
         ...
+
+    def restart(self, epoch: int) -> Capacity:
+        """Void all outstanding plans, and be ready for those of `epoch`, with an empty cache.
+
+        After an error, or to go over to workers that have been made ready meanwhile. Raises
+        ShoalError when no workers can be had.
+        """
+        ...
+
+    def close(self) -> None: ...
 
 
 class LocalExecutor:
@@ -32,8 +54,19 @@ class LocalExecutor:
         self._worker = worker
         self._outstanding: list[Plan] = []
 
+    @property
+    def capacity(self) -> Capacity:
+        return Capacity(num_blocks=self._worker.num_blocks, max_in_flight=self.max_in_flight)
+
     def submit(self, plan: Plan) -> None:
         self._outstanding.append(plan)
 
     def collect(self) -> StepResult:
         return self._worker.execute(self._outstanding.pop(0))
+
+    def restart(self, epoch: int) -> Capacity:  # noqa: ARG002
+        self._outstanding.clear()
+        return self.capacity
+
+    def close(self) -> None:
+        pass

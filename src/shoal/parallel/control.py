@@ -5,6 +5,8 @@ A worker dials the head, says Hello, and is told what to load, with whom to form
 
 from __future__ import annotations
 
+from typing import Literal
+
 import msgspec
 
 from shoal.config import EngineConfig, Transport, WireFormat
@@ -14,30 +16,38 @@ from shoal.parallel.partition import Shard
 # ---- head to worker -----------------------------------------------------------------------
 
 
+Role = Literal["rank", "stage"]
+
+
 class Load(msgspec.Struct, frozen=True, kw_only=True, tag="load", forbid_unknown_fields=True):
     """Hold this shard of a model. Answered by Loaded or Failed.
 
     `path` is where the model lies on the worker's machine; "" asks the head for its tensors.
+    `memory_share` is this worker's part of what its node gives to KV caches, `own_cores` whether
+    no other worker computes on the cores it uses.
     """
 
     config: EngineConfig
     path: str
     shard: Shard
+    memory_share: float
+    own_cores: bool
 
 
 class Form(msgspec.Struct, frozen=True, kw_only=True, tag="form", forbid_unknown_fields=True):
     """Drop what is under way, open a cache of `num_blocks`, and connect for a new epoch.
 
     `ranks` are the addresses of the stage's workers in rank order, `next_stage` of those that the
-    worker sends hidden states to, and `has_previous` whether it receives any. `session` names the
-    shared memory of this stage and epoch. Answered by Formed or Failed.
+    worker sends hidden states to, and `previous_rank` the rank in the previous stage from which it
+    receives its own. `session` names the shared memory of this stage and epoch. Answered by
+    Formed or Failed.
     """
 
     epoch: int
     num_blocks: int
     ranks: list[str]
     next_stage: list[str] = []
-    has_previous: bool = False
+    previous_rank: int | None = None
     transport: Transport
     wire_format: WireFormat
     session: str
@@ -51,11 +61,16 @@ class Stop(msgspec.Struct, frozen=True, kw_only=True, tag="stop", forbid_unknown
 
 
 class Hello(msgspec.Struct, frozen=True, kw_only=True, tag="hello", forbid_unknown_fields=True):
-    """The first message on each of a worker's connections. `address` is where peers reach it."""
+    """The first message on each of the two connections that a service of the head takes.
 
-    worker: str
-    pid: int
-    address: str
+    On the "down" one only the head sends from now on, on the "up" one only the caller. `caller`
+    is a worker's name or an operator's; `address` is where other workers reach a worker.
+    """
+
+    service: Literal["worker", "weights", "operator"]
+    direction: Literal["down", "up"]
+    caller: str
+    address: str = ""
 
 
 class Loaded(msgspec.Struct, frozen=True, kw_only=True, tag="loaded", forbid_unknown_fields=True):
@@ -83,12 +98,13 @@ class Failed(msgspec.Struct, frozen=True, kw_only=True, tag="failed", forbid_unk
 
 
 class Usage(msgspec.Struct, frozen=True, kw_only=True, tag="usage", forbid_unknown_fields=True):
-    """Counters since the worker's start, sent about once a second.
+    """Counters since the epoch began, sent about twice a second while there is work.
 
     `busy_s` is time spent computing, `waiting_s` waiting for another worker in the middle of a
     step. Bytes and messages are those sent, by stage boundaries and by tensor ranks.
     """
 
+    epoch: int
     busy_s: float
     waiting_s: float
     num_steps: int
@@ -104,13 +120,14 @@ class Usage(msgspec.Struct, frozen=True, kw_only=True, tag="usage", forbid_unkno
 class Greeting(
     msgspec.Struct, frozen=True, kw_only=True, tag="greeting", forbid_unknown_fields=True
 ):
-    """The first message on a connection between workers: who sends what on it from now on."""
+    """The first message on a connection between workers: who sends what on it from now on.
 
-    role: str
-    """"rank" for partial sums, "stage" for hidden states."""
+    A "rank" sends partial sums, a "stage" hidden states. `sender` is the rank in its own stage.
+    """
+
+    role: Role
     epoch: int
     sender: int
-    """The rank of the sender in its own stage."""
 
 
 class HiddenStates(

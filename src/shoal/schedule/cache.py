@@ -15,18 +15,18 @@ class BlockCache:
     def __init__(self, num_blocks: int, block_size: int, *, prefix_caching: bool) -> None:
         self._index = PrefixIndex()
         self._block_size = block_size
-        self._prefix_caching = prefix_caching
+        self.prefix_caching = prefix_caching
         self.pool = BlockPool(num_blocks, on_evict=self._index.remove)
 
     def new_chain(self, prompt_tokens: list[int]) -> HashChain:
         """A prompt's hash chain: made on arrival, so that no step pays for a long prompt."""
         chain = HashChain(self._block_size)
-        if self._prefix_caching:
+        if self.prefix_caching:
             chain.extend(prompt_tokens)
         return chain
 
     def shares_prefix(self, sequence: Sequence) -> bool:
-        return self._prefix_caching and sequence.may_skip_prefix
+        return self.prefix_caching and sequence.may_skip_prefix
 
     def fits(self, sequence: Sequence) -> bool:
         """Whether `open` would succeed."""
@@ -64,7 +64,7 @@ class BlockCache:
         attention (an unsplittable prompt) a block depends on what follows it: never shared.
         """
         first, end = start // self._block_size, sequence.num_computed // self._block_size
-        if first == end or not self._prefix_caching or not sequence.request.splittable:
+        if first == end or not self.prefix_caching or not sequence.request.splittable:
             return
         sequence.chain.extend(sequence.tokens)
         for i in range(first, end):

@@ -29,6 +29,12 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
     def cache_tokens(self) -> int:
         return self.num_blocks * self.block_size
 
+    def fits(self, request: Request) -> bool:
+        """Whether there is room for prompt and answer, with nothing else running."""
+        num_answer = 0 if request.pooling else request.max_tokens
+        room = min(self.max_context, self.cache_tokens)
+        return len(request.prompt_tokens) + num_answer <= room
+
     def check(self, request: Request) -> None:
         """Raise InvalidRequest or ContextTooLong for what could never run."""
         num_prompt = len(request.prompt_tokens)

@@ -7,6 +7,8 @@ from collections.abc import Iterable
 from collections.abc import Sequence as Items
 from dataclasses import dataclass, field
 
+from msgspec import structs
+
 from shoal.errors import InternalError
 from shoal.messages import Chunk, ChunkResult, Event, Plan, StepResult
 from shoal.request import FinishReason, Request
@@ -168,6 +170,19 @@ class Scheduler:
             self._preempt(sequence, "failure")
         if cache_lost:
             self._cache.forget_content()
+
+    def resize(self, *, num_blocks: int, max_in_flight: int) -> list[int]:
+        """Go on with another cache and depth, right after a `new_epoch` that lost the old cache.
+
+        Returns the requests that do not fit the new cache and can never run; they stay queued.
+        """
+        assert not self._flights and not self._running
+        limits = structs.replace(self.limits, num_blocks=num_blocks, max_in_flight=max_in_flight)
+        self.limits = limits
+        self._cache = BlockCache(
+            num_blocks, limits.block_size, prefix_caching=self._cache.prefix_caching
+        )
+        return [i for i, sequence in self._alive.items() if not limits.fits(sequence.request)]
 
     # ---- plans go out ---------------------------------------------------------------------
 

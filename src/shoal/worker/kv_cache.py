@@ -22,6 +22,7 @@ class KVCache:
         self, config: DecoderConfig, shard: Shard, *, num_slots: int, dtype: torch.dtype
     ) -> None:
         self.first_layer = shard.layers.start
+        self.num_slots = num_slots
         shape = (num_slots, len(shard.slice.kv_heads), config.head_dim)
         # Written to now, so that a lack of memory shows at the start and use stays flat.
         self.keys = [torch.zeros(shape, dtype=dtype).fill_(0) for _ in range(len(shard.layers))]
@@ -49,14 +50,17 @@ def num_blocks_for(
     *,
     block_size: int,
     kv_memory_bytes: int | None,
+    memory_share: float = 1.0,
 ) -> int:
     """How many blocks the given memory holds, or a share of what is free now.
 
-    Raises OutOfMemory when that is not even one block.
+    `memory_share` is this worker's part of either, when several share a machine. Raises
+    OutOfMemory when that is not even one block.
     """
     block_bytes = block_size * slot_bytes(config, shard, dtype)
     available = psutil.virtual_memory().available
     budget = kv_memory_bytes or min(int(available * _FREE_SHARE), _DEFAULT_CAP_BYTES)
+    budget = int(budget * memory_share)
     if budget > available:
         raise OutOfMemory(
             f"the KV cache was to have {budget / 2**20:,.0f} MiB but only "

@@ -68,7 +68,7 @@ def load_worker(files: ModelFiles, config: EngineConfig) -> Worker:
 def _load_decoder_worker(source: TensorSource, config: EngineConfig, scheme: Scheme) -> Worker:
     model = decoder_config(source.config)
     shard = whole_shard(model.dims)
-    max_context = _max_context(config, model.max_context)
+    max_context = max_context_of(config, model.max_context)
     decoder = load_decoder(source, shard, scheme=scheme, communicator=Solo())
     num_blocks = num_blocks_for(
         model,
@@ -85,13 +85,13 @@ def _load_decoder_worker(source: TensorSource, config: EngineConfig, scheme: Sch
         max_context=max_context,
         vocab_size=model.vocab_size,
         can_generate=True,
-        description=f"{model.family}, {_describe(scheme)}, KV cache of {num_slots:,} tokens",
+        description=f"{model.family}, {describe(scheme)}, KV cache of {num_slots:,} tokens",
     )
 
 
 def _load_encoder_worker(source: TensorSource, config: EngineConfig, scheme: Scheme) -> Worker:
     model = encoder_config(source.config)
-    max_context = _max_context(config, model.max_context)
+    max_context = max_context_of(config, model.max_context)
     # An encoder caches nothing; blocks only count the tokens of a step.
     num_blocks = (
         -(-max(config.max_step_tokens, max_context) // config.block_size) + config.max_running
@@ -102,11 +102,11 @@ def _load_encoder_worker(source: TensorSource, config: EngineConfig, scheme: Sch
         max_context=max_context,
         vocab_size=model.vocab_size,
         can_generate=False,
-        description=f"BERT encoder, {_describe(scheme)}",
+        description=f"BERT encoder, {describe(scheme)}",
     )
 
 
-def _max_context(config: EngineConfig, trained: int) -> int:
+def max_context_of(config: EngineConfig, trained: int) -> int:
     if config.max_context is not None and config.max_context > trained:
         raise ConfigError(
             f"max_context of {config.max_context} is more than the {trained} tokens the model "
@@ -115,7 +115,7 @@ def _max_context(config: EngineConfig, trained: int) -> int:
     return config.max_context or trained
 
 
-def _describe(scheme: Scheme) -> str:
+def describe(scheme: Scheme) -> str:
     activations = str(scheme.dtype).removeprefix("torch.")
     if scheme.few is None:
         return activations

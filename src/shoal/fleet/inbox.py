@@ -1,0 +1,70 @@
+"""What a group of workers reports, in the order it comes."""
+
+from __future__ import annotations
+
+import queue
+import time
+from collections.abc import Callable, Collection
+from typing import TypeVar
+
+import msgspec
+
+from shoal import errors
+from shoal.errors import InternalError, PeerLost, ShoalError
+from shoal.parallel.control import Failed, Formed, FromWorker, Loaded
+
+Reply = TypeVar("Reply", Loaded, Formed)
+
+
+class Lost(msgspec.Struct, frozen=True):
+    """A worker's connection has ended."""
+
+    reason: str
+
+
+class Inbox:
+    """Any thread may `put`, one may take."""
+
+    def __init__(self) -> None:
+        self._reports: queue.SimpleQueue[tuple[str, FromWorker | Lost]] = queue.SimpleQueue()
+
+    def put(self, worker: str, message: FromWorker | Lost) -> None:
+        self._reports.put((worker, message))
+
+    def next(self, awaited: Collection[str], deadline_s: float) -> tuple[str, FromWorker]:
+        """Raises PeerLost for a worker that is lost, or at the deadline, naming the awaited."""
+        try:
+            worker, message = self._reports.get(timeout=max(deadline_s - time.monotonic(), 0))
+        except queue.Empty:
+            raise PeerLost(f"no answer in time from {', '.join(sorted(awaited))}") from None
+        if isinstance(message, Lost):
+            raise PeerLost(f"worker {worker} is lost: {message.reason}")
+        return worker, message
+
+    def replies(
+        self,
+        kind: type[Reply],
+        workers: Collection[str],
+        *,
+        timeout_s: float,
+        is_meant: Callable[[Reply], bool] = lambda _reply: True,
+    ) -> dict[str, Reply]:
+        """One reply from each. Raises as `next` does, and what the first to fail reports."""
+        deadline_s = time.monotonic() + timeout_s
+        replies: dict[str, Reply] = {}
+        while missing := set(workers) - replies.keys():
+            worker, message = self.next(missing, deadline_s)
+            if isinstance(message, Failed):
+                raise error_of(worker, message)
+            if isinstance(message, kind) and is_meant(message):
+                replies[worker] = message
+        return replies
+
+
+def error_of(worker: str, failed: Failed) -> ShoalError:
+    """The worker's error again, of the class it had there."""
+    kind = getattr(errors, failed.kind, None)
+    message = f"worker {worker}: {failed.message}"
+    if isinstance(kind, type) and issubclass(kind, ShoalError):
+        return kind(message)
+    return InternalError(f"{message} ({failed.kind})")

@@ -1,0 +1,96 @@
+"""Workers as processes of this machine, each on cores of its own while there are enough."""
+
+from __future__ import annotations
+
+import logging
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+import msgspec
+
+from shoal.fleet.nursery import Exit, Order
+
+log = logging.getLogger(__name__)
+
+LOCAL_NODE = "local"
+
+OnExit = Callable[[str, int], None]
+"""(worker, exit status)"""
+
+
+class LocalLauncher:
+    """`folder` is where workers listen: only this user may enter it."""
+
+    def __init__(self, head: str, folder: Path, on_exit: OnExit, *, cores: list[int]) -> None:
+        """`cores` are those that workers are given in turn; [] leaves them to the system."""
+        self._head = head
+        self._folder = folder
+        self._on_exit = on_exit
+        self._cores = cores
+        self._taken: dict[str, list[int]] = {}
+        self._lock = threading.Lock()
+        # A library's thread pool would not survive the fork; workers set their own.
+        environment = os.environ | {"OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+        self._nursery = subprocess.Popen(
+            [sys.executable, "-m", "shoal.fleet.nursery"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            env=environment,
+            start_new_session=True,
+        )
+        self._thread = threading.Thread(target=self._read, name="shoal-nursery", daemon=True)
+        self._thread.start()
+
+    def nodes(self) -> list[str]:
+        return [LOCAL_NODE]
+
+    def start(self, worker: str, node: str, *, num_threads: int) -> None:
+        assert node == LOCAL_NODE, f"{node} is another machine"
+        with self._lock:
+            self._taken[worker] = self._free_cores(num_threads)
+        self._order(
+            Order(
+                worker=worker,
+                head=self._head,
+                listen=f"unix:{self._folder / worker}.sock",
+                num_threads=num_threads,
+                cores=self._taken[worker],
+            )
+        )
+
+    def stop(self, worker: str) -> None:
+        self._order(Order(worker=worker, stop=True))
+
+    def close(self) -> None:
+        assert self._nursery.stdin is not None
+        self._nursery.stdin.close()
+        self._nursery.wait()
+        self._thread.join()
+
+    def _free_cores(self, number: int) -> list[int]:
+        """The cores that the fewest workers use; none where every worker would share."""
+        if len(self._cores) < number:
+            return []
+        num_users = {core: 0 for core in self._cores}
+        for cores in self._taken.values():
+            for core in cores:
+                num_users[core] += 1
+        return sorted(self._cores, key=lambda core: (num_users[core], core))[:number]
+
+    def _order(self, order: Order) -> None:
+        assert self._nursery.stdin is not None
+        with self._lock:
+            self._nursery.stdin.write(msgspec.json.encode(order) + b"\n")
+            self._nursery.stdin.flush()
+
+    def _read(self) -> None:
+        assert self._nursery.stdout is not None
+        with self._nursery.stdout as lines:
+            for line in lines:
+                left = msgspec.json.decode(line, type=Exit)
+                self._taken.pop(left.worker, None)
+                self._on_exit(left.worker, left.status)

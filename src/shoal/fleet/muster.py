@@ -1,0 +1,146 @@
+"""Gets workers together: starts those of a placement, replaces those that are lost."""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+
+import msgspec
+from msgspec import structs
+
+from shoal.cluster.placement import ReplicaPlacement, Seat
+from shoal.config import EngineConfig
+from shoal.fleet.crew import Crew, Member
+from shoal.fleet.inbox import Inbox
+from shoal.fleet.launcher import Launcher
+from shoal.fleet.reception import Reception
+from shoal.parallel.control import Load, Loaded
+
+_CALL_S = 60.0
+_LOAD_S = 3600.0
+
+
+class NodeShare(msgspec.Struct, frozen=True, kw_only=True):
+    """What each worker of a node gets: threads, and part of the memory for KV caches.
+
+    `own_cores`: whether no other worker computes on its cores.
+    """
+
+    num_threads: int
+    memory_share: float
+    own_cores: bool
+
+
+class Muster:
+    """`path_on` says where the model lies on a node; "" where it must come from the head."""
+
+    def __init__(
+        self,
+        launcher: Launcher,
+        reception: Reception,
+        config: EngineConfig,
+        *,
+        shares: Callable[[str], NodeShare],
+        path_on: Callable[[str], str],
+    ) -> None:
+        self._launcher = launcher
+        self._reception = reception
+        self._config = config
+        self._shares = shares
+        self._path_on = path_on
+        self._numbers = itertools.count(1)
+
+    def gather(self, placement: ReplicaPlacement) -> Crew:
+        """New workers for every seat, loaded. Raises as `recruit` does."""
+        return self._crew(placement, {})
+
+    def mend(self, crew: Crew) -> Crew:
+        """The same crew if nobody is lost, else one with new workers in the seats of the lost.
+
+        Raises as `recruit` does.
+        """
+        kept = {name: each for name, each in crew.members.items() if not each.line.is_lost}
+        if len(kept) == len(crew.members):
+            return crew
+        for worker in crew.members.keys() - kept.keys():
+            self._dismiss(worker, crew.members[worker])
+        return self._crew(crew.placement, kept)
+
+    def dismiss(self, crew: Crew) -> None:
+        for worker, member in crew.members.items():
+            self._dismiss(worker, member)
+
+    def _crew(self, placement: ReplicaPlacement, kept: dict[str, Member]) -> Crew:
+        named = _with_new_names(placement, kept.keys(), self._numbers)
+        missing = [seat for seat in named.seats if seat.worker not in kept]
+        return Crew(named, kept | self._recruit(missing), self._config)
+
+    def _recruit(self, seats: Sequence[Seat]) -> dict[str, Member]:
+        """Raises PlacementError, PeerLost, and what kept the first worker from loading."""
+        for seat in seats:
+            num_threads = self._shares(seat.node).num_threads
+            self._launcher.start(seat.worker, seat.node, num_threads=num_threads)
+        lines = {}
+        inbox = Inbox()
+        try:
+            deadline_s = time.monotonic() + _CALL_S
+            for seat in seats:
+                line = self._reception.wait_for(seat.worker, deadline_s=deadline_s)
+                lines[seat.worker] = line
+                line.inbox = inbox
+                line.send(self._load(seat))
+            replies = inbox.replies(Loaded, lines.keys(), timeout_s=_LOAD_S)
+        except BaseException:
+            for line in lines.values():
+                line.dismiss()
+            for seat in seats:
+                self._launcher.stop(seat.worker)
+            raise
+        return {worker: Member(line, replies[worker]) for worker, line in lines.items()}
+
+    def _load(self, seat: Seat) -> Load:
+        share = self._shares(seat.node)
+        return Load(
+            config=self._config,
+            path=self._path_on(seat.node),
+            shard=seat.shard,
+            memory_share=share.memory_share,
+            own_cores=share.own_cores,
+        )
+
+    def _dismiss(self, worker: str, member: Member) -> None:
+        member.line.dismiss()
+        self._launcher.stop(worker)
+
+
+def _with_new_names(
+    placement: ReplicaPlacement, kept: Iterable[str], numbers: Iterable[int]
+) -> ReplicaPlacement:
+    """Seats that are not kept get workers with names that were never used before."""
+    known, fresh = set(kept), iter(numbers)
+
+    def renamed(seat: Seat) -> Seat:
+        if seat.worker in known:
+            return seat
+        return structs.replace(seat, worker=f"{seat.worker.partition('-')[0]}-{next(fresh)}")
+
+    return ReplicaPlacement(
+        stages=tuple(tuple(renamed(seat) for seat in stage) for stage in placement.stages)
+    )
+
+
+def shares_of(
+    placements: Iterable[ReplicaPlacement], cores: Callable[[str], int]
+) -> dict[str, NodeShare]:
+    """Every node's cores and memory, divided evenly among its workers."""
+    num_workers = Counter(seat.node for placement in placements for seat in placement.seats)
+    return {
+        node: NodeShare(
+            num_threads=max(1, cores(node) // number),
+            memory_share=1 / number,
+            own_cores=number <= cores(node),
+        )
+        for node, number in num_workers.items()
+    }

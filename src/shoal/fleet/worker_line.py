@@ -1,0 +1,64 @@
+"""The head's two connections with one worker: commands go out, reports come in."""
+
+from __future__ import annotations
+
+import threading
+
+import msgspec
+
+from shoal.errors import PeerLost, ShoalError
+from shoal.fleet.inbox import Inbox, Lost
+from shoal.parallel.channel import Channel
+from shoal.parallel.control import FromWorker, Hello, Stop, ToWorker, Usage
+
+
+class WorkerLine:
+    """`inbox` receives all that the worker reports but its usage, which is kept here.
+
+    Who sets `inbox` looks at `is_lost` afterwards: the report of the loss may have gone before.
+    """
+
+    def __init__(self, hello: Hello, commands: Channel, reports: Channel) -> None:
+        self.worker = hello.caller
+        self.address = hello.address
+        self.inbox = Inbox()
+        self.is_lost = False
+        self.usage: Usage | None = None
+        self._commands = commands
+        self._reports = reports
+        self._thread = threading.Thread(
+            target=self._read, name=f"shoal-reports-{self.worker}", daemon=True
+        )
+        self._thread.start()
+
+    def send(self, message: ToWorker) -> None:
+        """Raises PeerLost."""
+        self.send_encoded(msgspec.msgpack.encode(message))
+
+    def send_encoded(self, message: bytes) -> None:
+        """For what goes to several workers and is encoded once. Raises PeerLost."""
+        self._commands.send(message)
+
+    def dismiss(self) -> None:
+        """Let the worker end, and hang up."""
+        try:
+            self.send(Stop())
+        except PeerLost:
+            self.is_lost = True
+        self._commands.close()
+        self._reports.close()
+        self._thread.join()
+
+    def _read(self) -> None:
+        decoder = msgspec.msgpack.Decoder(FromWorker)
+        try:
+            while True:
+                header, _ = self._reports.receive()
+                message: FromWorker = decoder.decode(header)
+                if isinstance(message, Usage):
+                    self.usage = message
+                else:
+                    self.inbox.put(self.worker, message)
+        except (ShoalError, msgspec.MsgspecError) as error:
+            self.is_lost = True
+            self.inbox.put(self.worker, Lost(str(error)))

@@ -1,0 +1,81 @@
+"""Connects a worker, for one epoch, with the other ranks of its stage and with other stages."""
+
+from __future__ import annotations
+
+import msgspec
+
+from shoal.parallel.channel import Channel
+from shoal.parallel.communicator import Communicator, Solo
+from shoal.parallel.control import Form, Greeting, Role
+from shoal.parallel.endpoint import Security, dial
+from shoal.parallel.partition import Shard
+from shoal.parallel.shared_memory import SharedMemory
+from shoal.parallel.socket_exchange import SocketExchange
+from shoal.worker.hidden_states import Inlet, Outlet
+from shoal.worker.peers import Peers
+
+CONNECT_S = 20.0
+# How long a rank looks for the others' sums before it sleeps; on shared cores it is in the way.
+_POLL_S = 0.002
+_SHARED_POLL_S = 0.0001
+
+
+class Neighbours:
+    """Dials and awaits as a Form says. Every call raises PeerLost when a neighbour is missing."""
+
+    def __init__(
+        self, form: Form, shard: Shard, peers: Peers, security: Security, *, patience_s: float
+    ) -> None:
+        self._form = form
+        self._patience_s = patience_s
+        self._shard = shard
+        self._peers = peers
+        self._security = security
+
+    def communicator(self, *, own_cores: bool) -> Communicator:
+        form, shard = self._form, self._shard
+        if shard.num_ranks == 1:
+            return Solo()
+        if form.transport == "shared-memory":
+            poll_s = _POLL_S if own_cores else _SHARED_POLL_S
+            return SharedMemory(
+                shard.rank,
+                shard.num_ranks,
+                form.session,
+                timeout_s=self._patience_s,
+                poll_s=poll_s,
+            )
+        others = [rank for rank in range(shard.num_ranks) if rank != shard.rank]
+        senders = [self._dial("rank", form.ranks[other]) for other in others]
+        receivers = [self._await("rank", other) for other in others]
+        return SocketExchange(
+            shard.rank,
+            senders,
+            receivers,
+            wire_format=form.wire_format,
+            timeout_s=self._patience_s,
+        )
+
+    def outlet(self) -> Outlet | None:
+        if not self._form.next_stage:
+            return None
+        channels = [self._dial("stage", address) for address in self._form.next_stage]
+        return Outlet(channels, self._form.wire_format)
+
+    def inlet(self, *, width: int) -> Inlet | None:
+        form = self._form
+        if form.previous_rank is None:
+            return None
+        channel = self._await("stage", form.previous_rank)
+        return Inlet(channel, form.wire_format, width=width)
+
+    def _await(self, role: Role, rank: int) -> Channel:
+        return self._peers.wait_for(role, self._form.epoch, rank, timeout_s=CONNECT_S)
+
+    def _dial(self, role: Role, address: str) -> Channel:
+        channel = dial(address, self._security, timeout_s=CONNECT_S)
+        greeting = Greeting(role=role, epoch=self._form.epoch, sender=self._shard.rank)
+        # A busy neighbour may leave its data unread for a while; the head hears of dead ones.
+        channel.set_patience(self._patience_s)
+        channel.send(msgspec.msgpack.encode(greeting))
+        return channel

@@ -1,0 +1,167 @@
+"""A worker process: dials its head, then loads, forms and computes as it is told."""
+
+from __future__ import annotations
+
+import logging
+import queue
+import threading
+import time
+
+import msgspec
+import torch
+
+from shoal.errors import ConfigError, OperatorError, PeerLost, ShoalError
+from shoal.messages import Plan
+from shoal.parallel.channel import Channel
+from shoal.parallel.control import (
+    Failed,
+    Form,
+    Formed,
+    FromWorker,
+    Hello,
+    Load,
+    Stop,
+    ToWorker,
+)
+from shoal.parallel.endpoint import Security, listen
+from shoal.parallel.head_call import call_head
+from shoal.worker.peers import Peers
+from shoal.worker.shard_holder import ShardHolder
+from shoal.worker.stage import Stage
+
+log = logging.getLogger(__name__)
+
+_USAGE_INTERVAL_S = 0.5
+
+
+def run(
+    head_address: str, worker: str, security: Security, listen_address: str, num_threads: int
+) -> None:
+    """Work for the head until it says Stop or its connection ends.
+
+    Raises PeerLost when the head cannot be reached, PeerRefused when it refuses us.
+    """
+    torch.set_num_threads(num_threads)
+    peers = Peers(listen(listen_address, security))
+    try:
+        hello = Hello(service="worker", direction="down", caller=worker, address=peers.address)
+        commands, reports = call_head(head_address, security, hello)
+        WorkerProcess(commands, reports, peers, security).serve()
+    finally:
+        peers.close()
+
+
+class WorkerProcess:
+    """Carries out the head's messages in order; a newer Form interrupts what is under way."""
+
+    def __init__(
+        self, commands: Channel, reports: Channel, peers: Peers, security: Security
+    ) -> None:
+        self._commands = commands
+        self._reports = reports
+        self._peers = peers
+        self._security = security
+        self._inbox: queue.SimpleQueue[ToWorker | None] = queue.SimpleQueue()
+        self._newest_epoch = 0
+        self._holder: ShardHolder | None = None
+        self._stage: Stage | None = None
+        self._reported_s = 0.0
+
+    def serve(self) -> None:
+        reader = threading.Thread(target=self._read, name="shoal-commands", daemon=True)
+        reader.start()
+        try:
+            while (message := self._inbox.get()) is not None:
+                try:
+                    self._handle(message)
+                except Exception as error:
+                    self._report_failure(message, error)
+        except PeerLost:
+            log.warning("the head is gone; this worker ends")
+        finally:
+            self._close_stage()
+            self._commands.close()
+            self._reports.close()
+            reader.join()
+
+    # ---- the thread that reads ------------------------------------------------------------
+
+    def _read(self) -> None:
+        decoder = msgspec.msgpack.Decoder(ToWorker)
+        try:
+            while True:
+                header, _ = self._commands.receive()
+                message: ToWorker = decoder.decode(header)
+                if isinstance(message, Form):
+                    self._newest_epoch = message.epoch
+                if isinstance(message, Stop):
+                    return
+                if isinstance(message, Form):
+                    self._close_stage()
+                self._inbox.put(message)
+        except (ShoalError, msgspec.MsgspecError) as error:
+            log.info("no more commands from the head: %s", error)
+        finally:
+            self._newest_epoch += 1  # nothing under way matters any more
+            self._close_stage()
+            self._inbox.put(None)
+
+    def _close_stage(self) -> None:
+        stage = self._stage
+        if stage is not None:
+            stage.close()
+
+    # ---- the thread that computes ---------------------------------------------------------
+
+    def _handle(self, message: ToWorker) -> None:
+        if isinstance(message, Plan):
+            self._step(message)
+        elif isinstance(message, Load):
+            self._holder = ShardHolder(message)
+            self._send(self._holder.loaded())
+        elif isinstance(message, Form):
+            self._form(message)
+
+    def _step(self, plan: Plan) -> None:
+        if plan.epoch < self._newest_epoch:
+            return
+        if self._stage is None:
+            raise ConfigError("a plan came before its stage was formed")
+        result = self._stage.execute(plan)
+        if result is not None:
+            self._send(result)
+        now_s = time.monotonic()
+        if now_s - self._reported_s > _USAGE_INTERVAL_S:
+            self._reported_s = now_s
+            self._send(self._stage.usage(plan.epoch))
+
+    def _form(self, form: Form) -> None:
+        if form.epoch < self._newest_epoch:
+            return
+        if self._holder is None:
+            raise ConfigError("a stage cannot form before its shard is loaded")
+        self._close_stage()
+        self._peers.forget_before(form.epoch)
+        self._stage = self._holder.form(form, self._peers, self._security)
+        if form.epoch < self._newest_epoch:
+            self._close_stage()
+            return
+        self._send(Formed(epoch=form.epoch))
+
+    def _send(self, message: FromWorker) -> None:
+        self._reports.send(msgspec.msgpack.encode(message))
+
+    def _report_failure(self, message: ToWorker, error: Exception) -> None:
+        epoch = message.epoch if isinstance(message, Plan | Form) else self._newest_epoch
+        if epoch < self._newest_epoch:
+            return  # interrupted on purpose
+        if not isinstance(error, OperatorError | PeerLost):
+            log.exception("%s failed", type(message).__name__, exc_info=error)
+        self._send(
+            Failed(
+                epoch=epoch,
+                step=message.step if isinstance(message, Plan) else None,
+                kind=type(error).__name__,
+                message=str(error),
+            )
+        )
