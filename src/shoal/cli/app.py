@@ -7,11 +7,13 @@ from typing import Annotated
 
 import typer
 
-from shoal.cli import bench, chat, evaluate, generate, models, pull, serve
+from shoal.cli import bench, chat, evaluate, generate, head, join, models, profile, pull, serve
 from shoal.cli.group import ShoalGroup
+from shoal.cli.token import token_app
 
 USE_PANEL = "Use a model"
 FETCH_PANEL = "Get a model"
+CLUSTER_PANEL = "Many machines"
 MEASURE_PANEL = "Measure"
 
 EXAMPLES = """Start here:
@@ -66,6 +68,11 @@ app.command(rich_help_panel=USE_PANEL, epilog=generate.EPILOG)(generate.generate
 app.command(rich_help_panel=FETCH_PANEL, epilog=pull.EPILOG)(pull.pull)
 app.command(rich_help_panel=FETCH_PANEL, epilog=models.EPILOG)(models.models)
 app.command(rich_help_panel=MEASURE_PANEL, epilog=bench.EPILOG)(bench.bench)
+app.command(rich_help_panel=MEASURE_PANEL, epilog=profile.EPILOG)(profile.profile)
+
+app.command(rich_help_panel=CLUSTER_PANEL, epilog=head.EPILOG)(head.head)
+app.command(rich_help_panel=CLUSTER_PANEL, epilog=join.EPILOG)(join.join)
+app.add_typer(token_app, name="token", rich_help_panel=CLUSTER_PANEL)
 
 eval_app = typer.Typer(no_args_is_help=True, help="Measure the quality of a model.")
 eval_app.command(epilog=evaluate.EPILOG)(evaluate.perplexity)

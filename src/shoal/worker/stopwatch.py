@@ -15,7 +15,7 @@ from typing import NamedTuple
 import torch
 
 _CALLS_PER_TURN = 4
-_MIN_ROUNDS = 3
+_MIN_ROUNDS = 1
 _MAX_ROUNDS = 500
 
 Call = Callable[[], object]
@@ -34,13 +34,13 @@ def time_in_turn(
     """Seconds per call of each series, for about `budget_s`.
 
     A round is a few calls of each series, which goes on where it stopped the round before: a call
-    comes again only after all others of its series. A first round only warms up. At least three
-    more are timed, however little the budget.
+    comes again only after all others of its series. A first call of each only warms up. At least
+    one round is timed, however little the budget.
     """
     deadline_s = time.perf_counter() + budget_s
     endless = [cycle(calls) for calls in series]
     for calls in endless:
-        _time_turn(calls, device)
+        _time_turn(calls, device, num_calls=1)
     samples: list[list[float]] = [[] for _ in series]
     for num_rounds in range(_MAX_ROUNDS):
         if num_rounds >= _MIN_ROUNDS and time.perf_counter() > deadline_s:
@@ -50,8 +50,10 @@ def time_in_turn(
     return [_summary(seconds) for seconds in samples]
 
 
-def _time_turn(endless: Iterator[Call], device: str) -> list[float]:
-    calls = list(islice(endless, _CALLS_PER_TURN))
+def _time_turn(
+    endless: Iterator[Call], device: str, num_calls: int = _CALLS_PER_TURN
+) -> list[float]:
+    calls = list(islice(endless, num_calls))
     if device == "cuda":
         # Calls only enqueue work there: waiting after each would measure the waiting.
         return [_time(lambda: _run_all(calls)) / len(calls)]
@@ -71,5 +73,7 @@ def _run_all(calls: Sequence[Call]) -> None:
 
 
 def _summary(seconds: Sequence[float]) -> Timing:
+    if len(seconds) == 1:
+        return Timing(seconds[0], 0.0)
     low, median, high = statistics.quantiles(seconds, n=4, method="inclusive")
     return Timing(median, (high - low) / median)
