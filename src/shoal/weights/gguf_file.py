@@ -87,7 +87,7 @@ class GgufFile:
         if ROPE_FACTORS in self._header.tensors:
             opening.append(_extent(file, self._header.tensors[ROPE_FACTORS]))
         tensors = {name: _extent(file, info) for name, info in self._tensors.items()}
-        return Layout(self._path.parent, tuple(opening), tensors)
+        return Layout(tuple(opening), tensors)
 
     def close(self) -> None:
         self._data = None

@@ -73,7 +73,7 @@ class SafetensorsFolder:
                     raise self._lacks(name)
                 start, stop = header[name]["data_offsets"]
                 tensors[name] = Extent(file, num_bytes + start, stop - start)
-        return Layout(self._folder, tuple(opening), tensors)
+        return Layout(tuple(opening), tensors)
 
     def close(self) -> None:
         self._open_files.clear()

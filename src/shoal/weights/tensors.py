@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -22,13 +21,12 @@ class Extent(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """Where a checkpoint's bytes lie. File names are relative to `root`.
+    """Where a checkpoint's bytes lie. File names are relative to the checkpoint's folder.
 
     `opening` is what must be there before the checkpoint can be opened and its names, shapes and
     configuration read; `tensors` is where each tensor's values are.
     """
 
-    root: Path
     opening: tuple[Extent, ...]
     tensors: Mapping[str, Extent]
 
