@@ -1,0 +1,43 @@
+"""Options that the commands of a cluster share."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from shoal.errors import ConfigError
+from shoal.fleet.durations import parse_duration_s
+from shoal.fleet.state import STATE_VARIABLE
+
+
+def _duration_s(text: str | float) -> float:
+    if isinstance(text, float):
+        return text
+    try:
+        return parse_duration_s(text)
+    except ConfigError as error:
+        raise typer.BadParameter(error.message) from error
+
+
+StateOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--state",
+        envvar=STATE_VARIABLE,
+        metavar="DIR",
+        help="Where this machine's certificate and secrets lie. "
+        "[dim]default: ~/.local/state/shoal/cluster[/]",
+    ),
+]
+TtlOption = Annotated[
+    float,
+    typer.Option("--ttl", parser=_duration_s, metavar="TIME", help="How long it is good for."),
+]
+NameOption = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NODE", help="What this machine is called. [dim]default: its host name[/]"
+    ),
+]

@@ -1,0 +1,63 @@
+"""`shoal head`: this machine begins a cluster, or takes its own up again."""
+
+from __future__ import annotations
+
+import platform
+import time
+from typing import Annotated
+
+import typer
+
+from shoal.cli.cluster_options import NameOption, StateOption, TtlOption
+from shoal.cli.console import note
+from shoal.cli.signals import stop_on_signal
+from shoal.cli.token import print_join_command
+from shoal.fleet.state import DEFAULT_PORT, state_folder
+
+EPILOG = """Examples:
+
+  shoal head                              then paste what it prints on the other machines
+
+  shoal head --address 10.0.0.5 --name rack1 --ttl 24h
+"""
+
+
+def head(
+    address: Annotated[
+        str | None,
+        typer.Option(help="Where the others reach this machine. [dim]default: its main address[/]"),
+    ] = None,
+    port: Annotated[
+        int,
+        typer.Option(min=1024, max=65533, help="For joining; the two ports after it are Ray's."),
+    ] = DEFAULT_PORT,
+    name: NameOption = None,
+    ttl: TtlOption = 3600.0,
+    uses: Annotated[
+        int, typer.Option(min=0, metavar="N", help="Machines that may join; 0: any number.")
+    ] = 0,
+    state: StateOption = None,
+) -> None:
+    """Let machines join into a cluster. Runs until Ctrl-C."""
+    from shoal.fleet.head_service import HeadService, main_address  # noqa: PLC0415  # heavy
+
+    folder = state_folder(state)
+    with stop_on_signal() as stop:
+        service = HeadService(
+            folder,
+            address=address or main_address(),
+            port=port,
+            node=name or platform.node().split(".")[0],
+            report=_report,
+        )
+        try:
+            if service.start(stop):
+                print_join_command(folder, service.membership, ttl, uses or None)
+                service.run(stop)
+        finally:
+            note("stopping")
+            service.close()
+
+
+def _report(message: str) -> None:
+    note(f"{time.strftime('%H:%M:%S')} {message}")
