@@ -13,7 +13,7 @@ from shoal.schedule.prefix import HashChain
 MAX_CACHE_BLOCKS = 2**14
 """The most blocks of one replica's cache that a router remembers: a few megabytes."""
 
-NEIGHBOUR_TOKENS = 128
+NEIGHBOUR_TOKENS = 64
 """Cached tokens that are worth one more neighbour in the batch; bench/results has the sweep."""
 
 
