@@ -20,7 +20,10 @@ from shoal.parallel.frames import PREFIX_BYTES, decode_prefix, encode_prefix
 Buffer = bytes | bytearray | memoryview
 
 # Below this, one copy is cheaper than one more TLS record and system call.
-_JOINED_BYTES = 64 * 1024
+_JOINED_BYTES = 16 * 1024
+# As much as TLS hands over at once.
+_INBOX_BYTES = 16 * 1024
+_PATIENCE_S = 30.0
 
 
 class Channel:
@@ -38,7 +41,11 @@ class Channel:
         self.sent_messages = 0
         self._received_messages = 0
         self._stream = stream
-        self._prefix = memoryview(bytearray(PREFIX_BYTES))
+        # What arrived and is not taken yet lies at [_start, _stop).
+        self._inbox = memoryview(bytearray(_INBOX_BYTES))
+        self._start = self._stop = 0
+        self._armed_s = stream.gettimeout()
+        self._patient = False
         self._closed = False
         # Taken for a whole call, so that close() never frees a socket that a thread still reads.
         lock = threading.Lock()
@@ -50,15 +57,13 @@ class Channel:
         body = memoryview(body).cast("B")
         with self._sending:
             prefix = encode_prefix(self.sent_messages, len(header), len(body))
-            try:
-                self._stream.settimeout(timeout_s)
-                if len(body) <= _JOINED_BYTES:
-                    self._stream.sendall(b"".join((prefix, header, body)))
-                else:
-                    self._stream.sendall(prefix + header)
-                    self._stream.sendall(body)
-            except OSError as error:
-                raise self._failed(error, timeout_s) from error
+            deadline = _Deadline(timeout_s)
+            if len(body) <= _JOINED_BYTES:
+                self._write(memoryview(b"".join((prefix, header, body))), deadline)
+            else:
+                self._be_patient()
+                self._write(memoryview(prefix + header), deadline)
+                self._write(body, deadline)
             self.sent_messages += 1
             self.sent_bytes += len(prefix) + len(header) + len(body)
 
@@ -83,11 +88,12 @@ class Channel:
             return header
 
     def set_patience(self, unacked_s: float) -> None:
-        """How long what was sent may wait for the peer's system, before the peer counts as lost.
+        """How long what was sent may wait for the peer's system before the peer counts as lost.
 
-        A peer that keeps its connection but does not read for that long counts as lost as well,
-        once the buffers are full: give a receiver that may pause more time.
+        The system cannot tell a machine that is gone from a program that does not read while the
+        buffers are full. So the first body above 16 KiB raises this to 30 s, unless it was set.
         """
+        self._patient = True
         set_patience(self._stream, unacked_s)
 
     def close(self) -> None:
@@ -96,34 +102,73 @@ class Channel:
         with self._sending.lock:
             self._stream.close()
 
+    def _be_patient(self) -> None:
+        if not self._patient:
+            self.set_patience(_PATIENCE_S)
+
     def _shut(self) -> None:
         self._closed = True
         hang_up(self._stream)
 
     def _receive_header(self, deadline: _Deadline) -> tuple[bytes, int]:
-        self._fill(self._prefix, deadline, between_frames=True)
+        prefix = self._take(PREFIX_BYTES, deadline, between_frames=True)
         try:
-            lengths = decode_prefix(self._prefix, sequence=self._received_messages)
+            header_bytes, body_bytes = decode_prefix(prefix, sequence=self._received_messages)
         except FrameError as error:
             raise self._broken(error.message) from error
         self._received_messages += 1
-        header = bytearray(lengths[0])
+        if header_bytes <= _INBOX_BYTES:
+            return self._take(header_bytes, deadline), body_bytes
+        header = bytearray(header_bytes)
         self._fill(memoryview(header), deadline)
-        return bytes(header), lengths[1]
+        return bytes(header), body_bytes
 
-    def _fill(self, view: memoryview, deadline: _Deadline, *, between_frames: bool = False) -> None:
-        filled, total = 0, len(view)
+    def _take(self, num_bytes: int, deadline: _Deadline, *, between_frames: bool = False) -> bytes:
+        """A few bytes, at most _INBOX_BYTES; what arrives with them stays in the inbox."""
+        missing = num_bytes - (self._stop - self._start)
+        if missing > 0:
+            self._inbox[: self._stop - self._start] = self._inbox[self._start : self._stop]
+            self._start, self._stop = 0, self._stop - self._start
+        while self._stop - self._start < num_bytes:
+            between_frames = between_frames and self._stop == 0
+            room = self._inbox[self._stop :]
+            self._stop += self._read(room, deadline, between_frames=between_frames)
+        taken = self._inbox[self._start : self._start + num_bytes].tobytes()
+        self._start += num_bytes
+        return taken
+
+    def _fill(self, view: memoryview, deadline: _Deadline) -> None:
+        filled = min(len(view), self._stop - self._start)
+        view[:filled] = self._inbox[self._start : self._start + filled]
+        self._start += filled
+        while filled < len(view):
+            filled += self._read(view[filled:], deadline)
+
+    def _read(self, view: memoryview, deadline: _Deadline, *, between_frames: bool = False) -> int:
         try:
-            while filled < total:
-                self._stream.settimeout(deadline.left_s())
-                count = self._stream.recv_into(view[filled:], total - filled)
-                if count == 0:
-                    raise ConnectionError("it closed the connection")
-                filled += count
+            self._arm(deadline)
+            count = self._stream.recv_into(view, len(view))
+            if count == 0:
+                raise ConnectionError("it closed the connection")
+            return count
         except OSError as error:
-            if _is_deadline(error) and between_frames and filled == 0:
+            if between_frames and _is_deadline(error):
                 raise PeerLost(_silent(self.peer, deadline.timeout_s)) from error
             raise self._failed(error, deadline.timeout_s) from error
+
+    def _write(self, view: memoryview, deadline: _Deadline) -> None:
+        try:
+            while view:
+                self._arm(deadline)
+                view = view[self._stream.send(view) :]
+        except OSError as error:
+            raise self._failed(error, deadline.timeout_s) from error
+
+    def _arm(self, deadline: _Deadline) -> None:
+        left_s = deadline.left_s()
+        if left_s != self._armed_s:
+            self._stream.settimeout(left_s)
+            self._armed_s = left_s
 
     def _failed(self, error: OSError, timeout_s: float | None) -> PeerLost | FrameError:
         if self._closed:
@@ -169,14 +214,21 @@ class _Turn:
 
 
 class _Deadline:
+    """The first answer is the timeout itself, which a socket that is used again has set already."""
+
     def __init__(self, timeout_s: float | None) -> None:
         self.timeout_s = timeout_s
-        self._end_s = None if timeout_s is None else time.monotonic() + timeout_s
+        self._end_s = 0.0 if timeout_s is None else time.monotonic() + timeout_s
+        self._asked = False
 
     def left_s(self) -> float | None:
-        if self._end_s is None:
+        if self.timeout_s is None:
             return None
-        left_s = self._end_s - time.monotonic()
+        if not self._asked:
+            self._asked = True
+            left_s = self.timeout_s
+        else:
+            left_s = self._end_s - time.monotonic()
         if left_s <= 0:
             raise TimeoutError
         return left_s
