@@ -54,10 +54,9 @@ class Answer(Exception):
         self.response = _error(status, message, code)
 
 
-def make_app(registrar: Registrar, report: Callable[[str], None]) -> FastAPI:
+def make_app(registrar: Registrar, report: Callable[[str], None], limit: RefusalLimit) -> FastAPI:
     """`report` is told who joined and who was refused."""
     app = FastAPI(openapi_url=None)
-    limit = RefusalLimit()
 
     @app.get("/ca")
     async def authority() -> Response:
@@ -116,12 +115,13 @@ class EnrolmentDoor:
         host: str,
         port: int,
         report: Callable[[str], None],
+        limit: RefusalLimit | None = None,
     ) -> None:
         """Port 0 takes a free one. Raises ConfigError if the port is taken."""
         self._socket = _bind(host, port)
         self.port: int = self._socket.getsockname()[1]
         config = uvicorn.Config(
-            make_app(registrar, report),
+            make_app(registrar, report, limit or RefusalLimit()),
             ssl_certfile=folder.identity / NODE_FILE,
             ssl_keyfile=folder.identity / NODE_KEY_FILE,
             log_config=None,

@@ -21,6 +21,7 @@ def found_cluster(folder: StateFolder, *, node: str, address: str, port: int) ->
 
     Its certificate is made anew each time, since name and address may change. Raises ConfigError.
     """
+    folder.create()
     before = folder.find()
     if not (folder.authority / CA_KEY_FILE).exists():
         create_authority(folder.authority)

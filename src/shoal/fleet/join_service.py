@@ -32,6 +32,7 @@ def become_node(
     Raises ConfigError when a token is needed or this machine is a head, PeerLost, PeerRefused.
     """
     require_ray()
+    folder.create()
     head_address, own_address = route_to(head, port)
     wanted = address or own_address
     before = folder.find()

@@ -82,6 +82,15 @@ class StateFolder:
     def ray_log(self) -> Path:
         return self.path / "ray.log"
 
+    def create(self) -> None:
+        """Raises ConfigError."""
+        try:
+            self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        except OSError as error:
+            raise ConfigError(
+                f"{self.path} cannot be made: {error.strerror}; name another folder with --state"
+            ) from error
+
     def find(self) -> Membership | None:
         """None if this machine was never in a cluster. Raises ConfigError."""
         path = self.path / "cluster.json"
@@ -108,8 +117,8 @@ class StateFolder:
 
     def write(self, path: Path, data: bytes) -> None:
         """Whole or not at all, and readable by the owner alone. Raises ConfigError."""
+        self.create()
         try:
-            path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
             handle, draft = tempfile.mkstemp(dir=path.parent, prefix=path.name)
             with os.fdopen(handle, "wb") as file:
                 file.write(data)

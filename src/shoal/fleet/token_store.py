@@ -52,7 +52,7 @@ class TokenStore:
 
     @contextmanager
     def _changing(self) -> Iterator[dict[str, TokenRecord]]:
-        self._folder.path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self._folder.create()
         with self._lock:
             records = self._read()
             yield records
