@@ -115,7 +115,10 @@ class TorchCollective:
         while not work.is_completed():
             waited_s = time.monotonic() - started_s
             if self._closed or waited_s > self._timeout_s + _GRACE_S:
-                threading.Thread(target=_hold, args=(self._group, work), daemon=True).start()
+                hold = threading.Thread(
+                    target=_hold, args=(self._group, work), name="shoal-parked-group", daemon=True
+                )
+                hold.start()
                 self._closed = True
                 raise PeerLost(
                     f"rank {self.rank} gave up a call after {waited_s:.1f} s: its group was closed "

@@ -49,9 +49,8 @@ class SharedMemory:
         and no other that lives, and the same `slot_bytes`: larger messages go in pieces.
 
         `poll_s` is how long a waiting rank keeps looking, yielding its core to whoever wants it,
-        before it sleeps: less where ranks outnumber the cores. (Looking without yielding won
-        nothing, and cost a hundredfold with three ranks on two cores.) Raises PeerLost after
-        `timeout_s`, OutOfMemory.
+        before it sleeps: less where ranks outnumber the cores. Raises PeerLost after `timeout_s`,
+        OutOfMemory.
         """
         if num_ranks < 2:
             raise InternalError("shared memory is for two ranks and more: a single one is a Solo")
@@ -166,6 +165,8 @@ class SharedMemory:
                 raise PeerLost(f"rank {self.rank} closed its shared memory while it waited")
             waited_s = clock() - started_s
             if waited_s < self._poll_s:
+                # Spinning instead won nothing, took a hundredfold with three ranks on two cores,
+                # and kept other threads of this process waiting 12 ms: this releases the GIL.
                 os.sched_yield()
             elif waited_s < self._timeout_s:
                 time.sleep(min(waited_s / 16, _MAX_SLEEP_S))

@@ -54,10 +54,11 @@ class _Float32Views:
 
 class _BFloat16Views:
     def __init__(self, slots: np.ndarray[Any, Any], rank: int, shape: torch.Size) -> None:
-        views = [torch.from_numpy(slot).view(torch.bfloat16).view(shape) for slot in slots]
+        with torch.inference_mode(False):  # or they could not be written outside of it
+            views = [torch.from_numpy(slot).view(torch.bfloat16).view(shape) for slot in slots]
+            self._sum = torch.empty(shape, dtype=torch.float32)
         self._own = views[rank]
         self._first, *self._rest = views
-        self._sum = torch.empty(shape, dtype=torch.float32)
 
     def write(self, partial: torch.Tensor) -> torch.Tensor:
         self._own.copy_(partial)
