@@ -32,6 +32,11 @@ class ModelCost(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
         heads = len(part.query_heads) + len(part.kv_heads)
         return self.hidden_size * (2 * self.head_dim * heads + 3 * len(part.mlp_columns))
 
+    def layer_activations(self, part: Slice) -> int:
+        """In- and out-features of one layer's four matrices, as NodeProfile counts them."""
+        heads = len(part.query_heads) + len(part.kv_heads)
+        return 4 * self.hidden_size + 2 * heads * self.head_dim + 3 * len(part.mlp_columns)
+
     def table_weights(self, part: Slice) -> int:
         """Elements of the slice of the embedding, or of the head."""
         return self.hidden_size * len(part.vocab)

@@ -5,10 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from shoal.cluster.moves import State
-from shoal.cluster.options import Options
+from shoal.cluster.options import Chain, Options
 
 # Numbers of chains and of nodes to try rise by this factor.
 _GROWTH = 1.3
+_TEAM_SIZES = (2, 3, 4, 8)
+# Beyond, timing teams takes seconds; small moves still make some.
+_MOST_NODES_IN_TEAMS = 24
 
 
 def deals(options: Options, names: Sequence[str]) -> Iterator[State]:
@@ -26,6 +29,9 @@ class _Dealer:
 
     def __init__(self, options: Options, names: Sequence[str]) -> None:
         goal, cost, clockwork = options.goal, options.cost, options.clockwork
+        self._options = options
+        is_small = len(names) <= _MOST_NODES_IN_TEAMS
+        self._team_sizes = [s for s in _TEAM_SIZES if s <= options.max_ranks and is_small]
         self._num_layers = cost.dims.num_layers
         rows = 1 if goal.objective == "latency" else max(1.0, goal.num_streams / 4)
         whole = options.team((names[0],)).slices[0]
@@ -80,7 +86,13 @@ class _Dealer:
         return min(left, key=added_s)
 
     def _as_states(self, chains: Sequence[Sequence[str]]) -> Iterator[State]:
-        """As dealt; and with the most room last, where the head must fit."""
-        yield tuple(tuple((name,) for name in chain) for chain in chains)
-        by_room = [sorted(chain, key=lambda name: self._room[name]) for chain in chains]
-        yield tuple(tuple((name,) for name in chain) for chain in by_room)
+        """As dealt; with the most room last, where the head must fit; and in teams."""
+        by_room = [sorted(chain, key=self._room.__getitem__) for chain in chains]
+        for team_size in (1, *self._team_sizes):
+            if team_size <= max(map(len, chains)):
+                yield tuple(self._in_teams(chain, team_size) for chain in chains)
+                yield tuple(self._in_teams(chain, team_size) for chain in by_room)
+
+    def _in_teams(self, chain: Sequence[str], size: int) -> Chain:
+        firsts = range(0, len(chain), size)
+        return tuple(self._options.team_order(chain[i : i + size]) for i in firsts)

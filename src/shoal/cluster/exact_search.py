@@ -11,7 +11,16 @@ from collections.abc import Iterable, Iterator, Mapping
 from itertools import product
 
 from shoal.cluster.hardware import Cluster, NodeProfile
-from shoal.cluster.options import Chain, CutChain, Names, Option, Options, together
+from shoal.cluster.options import (
+    ENDS,
+    Chain,
+    CutChain,
+    Names,
+    Option,
+    Options,
+    TimedChain,
+    together,
+)
 from shoal.cluster.prediction import Objective
 from shoal.cluster.rates import Wires
 
@@ -40,20 +49,19 @@ class ExactSearch:
         self._combine()
 
     def _look_at(self, chain: Chain, counts: Counts) -> None:
-        known = self.chains_of.setdefault(counts, [])
-        if self._objective == "balanced":
-            ideal = self._ideal(chain)
-            if ideal is None or any(_covers(option, *ideal) for option in known):
-                return
-        self.chains_of[counts] = keep_best(
-            [*known, *self._options.cuts(chain, self._objective)], self._objective
-        )
+        timed = self._options.timed(chain)
+        if timed is None:
+            return
+        known = self.chains_of.get(counts, [])
+        if self._objective == "balanced" and self._is_outdone(timed, known):
+            return
+        found = self._options.cuts(timed, self._objective)
+        self.chains_of[counts] = keep_best([*known, *found], self._objective)
 
-    def _ideal(self, chain: Chain) -> tuple[float, float] | None:
-        """No cut of the chain does better in either."""
-        for_one = self._options.best(chain, "latency")
-        for_many = self._options.best(chain, "throughput")
-        return (for_one.one, for_many.many) if for_one and for_many else None
+    def _is_outdone(self, timed: TimedChain, known: list[Option]) -> bool:
+        """A known option is as good in both as the chain's cuts are in either."""
+        ideal = [next(self._options.cuts(timed, end)) for end in ENDS]
+        return any(option.one >= ideal[0].one and option.many >= ideal[1].many for option in known)
 
     def _chains(self, chain: Chain, used: Counts) -> Iterator[tuple[Chain, Counts]]:
         """All chains of up to as many stages as layers, with their nodes by kind."""
@@ -181,10 +189,6 @@ def _are_alike(one: NodeProfile, other: NodeProfile, cluster: Cluster, wires: Wi
 
 def _unnamed(node: NodeProfile) -> tuple[object, ...]:
     return tuple(getattr(node, field) for field in node.__struct_fields__ if field != "name")
-
-
-def _covers(option: Option, one: float, many: float) -> bool:
-    return option.one >= one and option.many >= many
 
 
 def _plus(one: Counts, other: Counts) -> Counts:

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from typing import Protocol
 
 from shoal.cluster.options import CutChain, Names, Option, Options
-from shoal.cluster.prediction import Objective, rows_per_batch
+from shoal.cluster.prediction import Objective
 from shoal.cluster.proposal import Rejected
 from shoal.errors import PlacementError
 
@@ -110,8 +110,7 @@ def _about_memory(cut: CutChain, options: Options) -> Iterator[str]:
 
 
 def _slowest_stage(cut: CutChain, options: Options) -> str:
-    rows = rows_per_batch(options.goal.num_streams, len(cut.chain))
-    seconds = options.stations(cut, rows)
+    seconds = options.stations(cut)
     slowest = max(range(len(seconds)), key=seconds.__getitem__)
     idle = 1 - sum(seconds) / (len(seconds) * seconds[slowest])
     return (

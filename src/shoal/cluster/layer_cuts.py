@@ -27,10 +27,9 @@ def layer_cuts(lines: Sequence[Line], num_layers: int, objective: Objective) -> 
     """The cuts among which the objective's best is, from the fastest for many to that for one.
 
     For latency and throughput that is one cut. For both together, every cut that is not worse in
-    one of them without being better in the other. None if the layers do not fit.
+    one of them without being better in the other. There must be room for all layers, and a layer
+    for each stage.
     """
-    if not fits(lines, num_layers):
-        return
     slowest_s = math.inf if objective == "latency" else bottleneck_s(lines, num_layers)
     while True:
         caps = [_cap(line, slowest_s) for line in lines]
@@ -41,14 +40,6 @@ def layer_cuts(lines: Sequence[Line], num_layers: int, objective: Objective) -> 
         slowest_s = _next_threshold(lines, counts, caps)
         if slowest_s == math.inf:
             return
-
-
-def fits(lines: Sequence[Line], num_layers: int) -> bool:
-    return (
-        len(lines) <= num_layers
-        and sum(line.most for line in lines) >= num_layers
-        and min(line.most for line in lines) >= 1
-    )
 
 
 def bottleneck_s(lines: Sequence[Line], num_layers: int) -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 from shoal.cluster.options import Chain, Options
 
@@ -13,32 +14,43 @@ State = tuple[Chain, ...]
 _MOST_NEWCOMERS = 6
 
 
-def moves(state: State, names: Sequence[str], options: Options) -> Iterator[State]:
+class Move(NamedTuple):
+    """Chains that go, by their place in the state, and chains that come."""
+
+    without: tuple[int, ...]
+    added: tuple[Chain, ...]
+
+    def applied(self, state: State) -> State:
+        kept = (chain for place, chain in enumerate(state) if place not in self.without)
+        return (*kept, *self.added)
+
+
+def moves(state: State, names: Sequence[str], options: Options) -> Iterator[Move]:
     """`names` are all nodes, the quickest first."""
-    for place, chain in enumerate(state):
-        for changed in _within(chain, options):
-            yield _with_chain(state, place, changed)
-        yield _without(state, place)
-    yield from _between(state)
     used = {name for chain in state for team in chain for name in team}
     newcomers = [name for name in names if name not in used][:_MOST_NEWCOMERS]
+    for place, chain in enumerate(state):
+        for changed in _within(chain, options):
+            yield Move((place,), (changed,))
+        for node in newcomers:
+            for changed in _replaced(chain, node, options):
+                yield Move((place,), (changed,))
+        yield Move((place,), ())
     for node in newcomers:
         yield from moves_with(state, node, options)
-        for place, chain in enumerate(state):
-            for changed in _replaced(chain, node, options):
-                yield _with_chain(state, place, changed)
+    yield from _between(state)
 
 
-def moves_with(state: State, node: str, options: Options) -> Iterator[State]:
+def moves_with(state: State, node: str, options: Options) -> Iterator[Move]:
     """The node as one more stage, as one more rank of a stage, or as a replica of its own."""
-    yield (*state, ((node,),))
+    yield Move((), (((node,),),))
     for place, chain in enumerate(state):
         for stage in range(len(chain) + 1):
-            yield _with_chain(state, place, (*chain[:stage], (node,), *chain[stage:]))
+            yield Move((place,), ((*chain[:stage], (node,), *chain[stage:]),))
         for stage, team in enumerate(chain):
             if len(team) < options.max_ranks:
                 longer = options.team_order((*team, node))
-                yield _with_chain(state, place, (*chain[:stage], longer, *chain[stage + 1 :]))
+                yield Move((place,), ((*chain[:stage], longer, *chain[stage + 1 :]),))
 
 
 def _within(chain: Chain, options: Options) -> Iterator[Chain]:
@@ -64,22 +76,17 @@ def _replaced(chain: Chain, node: str, options: Options) -> Iterator[Chain]:
             yield (*chain[:stage], changed, *chain[stage + 1 :])
 
 
-def _between(state: State) -> Iterator[State]:
-    """A stage moves to the end of another chain; two chains become one."""
+def _between(state: State) -> Iterator[Move]:
+    """A stage moves to the end of another chain, or changes places with its last; or two chains
+    become one."""
     for source, chain in enumerate(state):
         for target, other in enumerate(state):
             if source == target:
                 continue
+            both = (source, target)
             for stage, team in enumerate(chain):
-                if len(chain) > 1:
-                    moved = _with_chain(state, target, (*other, team))
-                    yield _with_chain(moved, source, chain[:stage] + chain[stage + 1 :])
-            yield _without(_with_chain(state, target, other + chain), source)
-
-
-def _with_chain(state: State, place: int, chain: Chain) -> State:
-    return (*state[:place], chain, *state[place + 1 :])
-
-
-def _without(state: State, place: int) -> State:
-    return state[:place] + state[place + 1 :]
+                before, after = chain[:stage], chain[stage + 1 :]
+                if before or after:
+                    yield Move(both, (before + after, (*other, team)))
+                yield Move(both, ((*before, other[-1], *after), (*other[:-1], team)))
+            yield Move(both, (chain + other,))

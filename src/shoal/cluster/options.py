@@ -20,9 +20,23 @@ Chain = tuple[Names, ...]
 """The nodes of each stage, in the order of the layers."""
 
 
+ENDS: tuple[Objective, ...] = ("latency", "throughput")
+
+# Sums of the same times in another order are equal for all that matters.
+_ALMOST_ONE = 1 - 1e-9
+
+
 class CutChain(NamedTuple):
     chain: Chain
     num_layers: tuple[int, ...]
+
+
+class TimedChain(NamedTuple):
+    """`one_rest_s` is what a lone stream's step takes beside the layers of all stages."""
+
+    chain: Chain
+    lines: list[Line]
+    one_rest_s: float
 
 
 class Option(NamedTuple):
@@ -62,7 +76,6 @@ class Options:
         self.max_ranks = min(
             cost.dims.num_query_heads, cost.dims.num_mlp_columns, cost.dims.vocab_size
         )
-        self.num_timed_stages = 0
         self._speeds = {node.name: self._speed(node.name) for node in cluster.nodes}
         self._order = {
             node.name: (-self._speeds[node.name], -node.memory_bytes, place)
@@ -102,45 +115,59 @@ class Options:
             )
         return self._most_layers[key]
 
-    def best(self, chain: Chain, objective: Objective | None = None) -> Option | None:
-        """The best cut of a chain by the objective, the goal's unless said."""
-        objective = objective or self.goal.objective
-        return max(
-            self.cuts(chain, objective), key=lambda option: option.worth(objective), default=None
-        )
+    def best(self, chain: Chain) -> Option | None:
+        """The best of all cuts; of those equal in the objective, the best for the other thing."""
+        timed = self.timed(chain)
+        if timed is None:
+            return None
+        objective = self.goal.objective
+        cuts = list(self.cuts(timed, "balanced"))
+        most = max(option.worth(objective)[0] for option in cuts) * _ALMOST_ONE
+        equal = [option for option in cuts if option.worth(objective)[0] >= most]
+        return max(equal, key=lambda option: option.worth(objective)[1])
 
-    def cuts(self, chain: Chain, objective: Objective) -> Iterator[Option]:
-        """A chain with the layer cuts that may be best."""
-        num_streams = self.goal.num_streams
-        rows = rows_per_batch(num_streams, len(chain))
-        one_rest_s = sum(self._rests(chain, 1))
-        lines = self._lines(chain, rows)
+    def quick_best(self, chain: Chain) -> Option | None:
+        """As `best`; for both objectives together, only the best cut for either."""
+        timed = self.timed(chain)
+        if timed is None:
+            return None
+        objective = self.goal.objective
+        wanted = ENDS if objective == "balanced" else (objective,)
+        cuts = (option for end in wanted for option in self.cuts(timed, end))
+        return max(cuts, key=lambda option: option.worth(objective))
+
+    def timed(self, chain: Chain) -> TimedChain | None:
+        """None if the model's layers and the cache do not fit."""
+        last = len(chain) - 1
+        most = [
+            self.most_layers(team, is_first=place == 0, is_last=place == last)
+            for place, team in enumerate(chain)
+        ]
+        num_layers = self.cost.dims.num_layers
+        if sum(most) < num_layers or len(chain) > num_layers or min(most) < 1:
+            return None
+        rows = rows_per_batch(self.goal.num_streams, len(chain))
+        lines = [
+            Line(cap, self._stage(team, 1).layer_s, self._stage(team, rows).layer_s, rest_s)
+            for team, cap, rest_s in zip(chain, most, self._rests(chain, rows), strict=True)
+        ]
+        return TimedChain(chain, lines, sum(self._rests(chain, 1)))
+
+    def cuts(self, timed: TimedChain, objective: Objective) -> Iterator[Option]:
+        """A chain with the layer cuts that may be best: at least one."""
+        lines, num_streams = timed.lines, self.goal.num_streams
         for counts in layer_cuts(lines, self.cost.dims.num_layers, objective):
             pairs = list(zip(lines, counts, strict=True))
-            one_s = one_rest_s + sum(line.one_s * count for line, count in pairs)
+            one_s = timed.one_rest_s + sum(line.one_s * count for line, count in pairs)
             stations_s = [line.many_s * count + line.rest_s for line, count in pairs]
             many = chain_rate(stations_s, num_streams)
-            yield Option(1 / one_s, many, (CutChain(chain, tuple(counts)),))
+            yield Option(1 / one_s, many, (CutChain(timed.chain, tuple(counts)),))
 
-    def stations(self, cut: CutChain, rows: float) -> list[float]:
-        """Seconds that each stage takes for a step."""
-        pairs = zip(self._lines(cut.chain, rows), cut.num_layers, strict=True)
+    def stations(self, cut: CutChain) -> list[float]:
+        """Seconds that each stage takes for its part of many streams."""
+        timed = self.timed(cut.chain)
+        pairs = zip(timed.lines if timed else [], cut.num_layers, strict=True)
         return [line.many_s * count + line.rest_s for line, count in pairs]
-
-    def _lines(self, chain: Chain, rows: float) -> list[Line]:
-        self.num_timed_stages += len(chain)
-        last = len(chain) - 1
-        return [
-            Line(
-                most=self.most_layers(team, is_first=place == 0, is_last=place == last),
-                one_s=self._stage(team, 1).layer_s,
-                many_s=self._stage(team, rows).layer_s,
-                rest_s=rest_s,
-            )
-            for place, (team, rest_s) in enumerate(
-                zip(chain, self._rests(chain, rows), strict=True)
-            )
-        ]
 
     def _rests(self, chain: Chain, rows: float) -> list[float]:
         """What each stage takes beside its layers: its end of the model, and sending on."""

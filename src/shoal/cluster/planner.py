@@ -32,7 +32,7 @@ def propose(cluster: Cluster, cost: ModelCost, goal: Goal) -> Proposal:
     found = search.best()
     if found is None:
         raise does_not_fit(options)
-    best = _evened(found, options)
+    best = _refined(found, options)
     placement = as_placement(best, options)
     return Proposal(
         goal=goal,
@@ -58,20 +58,11 @@ def _search(cluster: Cluster, options: Options) -> ExactSearch | LocalSearch:
     return LocalSearch(options)
 
 
-def _evened(best: Option, options: Options) -> Option:
-    """For a lone stream many cuts may be equal: take the best of them for many streams."""
-    if options.goal.objective != "latency":
-        return best
-    return together(_evened_chain(cut, options) for cut in best.replicas)
-
-
-def _evened_chain(cut: CutChain, options: Options) -> Option:
-    cuts = list(options.cuts(cut.chain, "balanced"))
-    quickest = max(option.one for option in cuts)
-    return max(
-        (option for option in cuts if option.one >= quickest * (1 - 1e-9)),
-        key=lambda option: option.many,
-    )
+def _refined(found: Option, options: Options) -> Option:
+    """Cuts equal in the objective may differ in the other thing."""
+    if options.goal.objective == "balanced":
+        return found
+    return together(option for cut in found.replicas if (option := options.best(cut.chain)))
 
 
 def _replica(number: int, cut: CutChain, options: Options) -> ReplicaPlacement:
@@ -82,7 +73,7 @@ def _replica(number: int, cut: CutChain, options: Options) -> ReplicaPlacement:
         start += count
         stages.append(
             tuple(
-                Seat(worker=f"{number}.{stage}.{shard.rank}", node=node, shard=shard)
+                Seat(worker=f"r{number}s{stage}t{shard.rank}", node=node, shard=shard)
                 for node, shard in zip(nodes, shards, strict=True)
             )
         )

@@ -2,8 +2,9 @@
 
 A matrix pass of M rows goes through a rank's weights at the rate measured for M rows; ranks wait
 for the slowest at each of a layer's two all-reduces (Shoeybi et al. 2019, Megatron-LM, section
-3). Queries read their streams' keys and values once, at the rate of streaming memory.
-Everything is linear in the number of layers, because layers are equal.
+3). Each row takes its activations and its keys and values besides; where those were not measured,
+keys and values are read at the rate of streaming memory. Everything is linear in the number of
+layers, because layers are equal.
 """
 
 from __future__ import annotations
@@ -76,12 +77,11 @@ class Clockwork:
     def _rank_layer_s(self, node: str, part: Slice, rows: float) -> float:
         profile, cost = self.nodes[node], self.cost
         rate = matrix_weights_per_s(profile, cost.precision, rows)
-        read_bytes = rows * self._stream_tokens * cost.kv_bytes(part)
-        return (
-            cost.layer_weights(part) / rate
-            + read_bytes / profile.read_bytes_per_s
-            + profile.layer_overhead_s
-        )
+        cache_bytes = self._stream_tokens * cost.kv_bytes(part)
+        row_s = cache_bytes / (profile.cache_bytes_per_s or profile.read_bytes_per_s)
+        if profile.activations_per_s:
+            row_s += cost.layer_activations(part) / profile.activations_per_s
+        return cost.layer_weights(part) / rate + profile.layer_overhead_s + rows * row_s
 
     def _all_reduce_s(self, nodes: tuple[str, ...], rows: float) -> float:
         """Every rank sends its partial sums to every other."""
