@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 import socket
+import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-import msgspec
 import numpy as np
 import torch
 from gguf.constants import GGMLQuantizationType as Type
@@ -25,13 +25,13 @@ from gguf_samples import (
 )
 from safetensors.torch import save_file
 
+from shoal.errors import PeerLost
 from shoal.models.config import decoder_config
 from shoal.parallel.channel import Channel
 from shoal.parallel.partition import Dims, Shard, Span, shards_of
-from shoal.weights.fetch_shard import connect, fetch_shard
+from shoal.weights.fetch_shard import fetch_shard
 from shoal.weights.inventory import decoder_shapes
 from shoal.weights.provider import WeightsProvider
-from shoal.weights.shared_messages import FetchWeights
 from shoal.weights.source import ModelFiles, resolve
 
 NUM_LAYERS = 4
@@ -116,47 +116,64 @@ def _gguf(path: Path) -> Path:
 
 
 class Head:
-    """A provider, and connections to it; `sent` counts what it sent on all of them."""
+    """A provider, and connections to it; the counts are of what it sent on all of them."""
 
-    def __init__(self, files: ModelFiles, cache: Path, provider: WeightsProvider | None = None):
-        self.provider = provider or WeightsProvider(files, cache)
+    def __init__(self, provider: WeightsProvider) -> None:
+        self.provider = provider
         self._ends: list[Channel] = []
+        self._threads: list[threading.Thread] = []
 
-    def pair(self) -> tuple[Channel, Channel]:
-        """A worker's connections for requests and data, served."""
-        first = len(self._ends)
-        pair = connect(self._dial)
-        for end in self._ends[first:]:
-            opening = msgspec.msgpack.decode(end.receive(timeout_s=5)[0], type=FetchWeights)
-            self.provider.attend(end, opening)
-        return pair
+    def call(self) -> tuple[Channel, Channel]:
+        """A worker's (down, up), served by a thread."""
+        ours, theirs = zip(*(socket.socketpair() for _ in range(2)), strict=True)
+        ends = [Channel(end, "worker") for end in ours]
+        thread = threading.Thread(target=self._serve, args=ends)
+        thread.start()
+        self._ends += ends
+        self._threads.append(thread)
+        down, up = (Channel(end, "head") for end in theirs)
+        return down, up
 
     def fetch(self, shard: Shard, cache: Path, **options: Any) -> ModelFiles:
-        requests, data = self.pair()
+        down, up = self.call()
         try:
-            return fetch_shard(requests, data, shard, cache, **options)
+            return fetch_shard(down, up, shard, cache, **options)
         finally:
-            requests.close()
-            data.close()
+            down.close()
+            up.close()
+
+    def close(self) -> None:
+        for end in self._ends:
+            end.close()
+        self.provider.close()
+        self._wait_for_senders()
+
+    def _serve(self, down: Channel, up: Channel) -> None:
+        with suppress(PeerLost):
+            self.provider.serve(down, up)
+        down.close()
+        up.close()
 
     @property
     def sent_bytes(self) -> int:
+        self._wait_for_senders()
         return sum(end.sent_bytes for end in self._ends)
 
     @property
     def sent_messages(self) -> int:
+        self._wait_for_senders()
         return sum(end.sent_messages for end in self._ends)
 
-    def _dial(self) -> Channel:
-        ours, theirs = socket.socketpair()
-        self._ends.append(Channel(ours, "worker"))
-        return Channel(theirs, "head")
+    def _wait_for_senders(self) -> None:
+        """A frame is counted when it has been sent, which may be after it arrived."""
+        for thread in self._threads:
+            thread.join(timeout=10)
 
 
 @contextmanager
 def head_of(files: ModelFiles, cache: Path) -> Iterator[Head]:
-    head = Head(files, cache)
+    head = Head(WeightsProvider(files, cache))
     try:
         yield head
     finally:
-        head.provider.close()
+        head.close()

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import closing
 from pathlib import Path
 
@@ -21,7 +20,6 @@ from shoal.weights.shared_messages import (
     PIECE_BYTES,
     AskExtents,
     AskIndex,
-    FetchWeights,
     FromFetcher,
     FromProvider,
     Index,
@@ -35,23 +33,9 @@ from shoal.weights.sparse_copy import SparseCopy
 _MAX_EXTENTS_PER_REQUEST = 256
 
 
-def connect(dial: Callable[[], Channel]) -> tuple[Channel, Channel]:
-    """Two connections to a head's provider: for requests, and for data. Raises PeerLost …"""
-    session = uuid.uuid4().hex
-    requests = dial()
-    requests.send(msgspec.msgpack.encode(FetchWeights(session=session, purpose="requests")))
-    try:
-        data = dial()
-    except BaseException:
-        requests.close()
-        raise
-    data.send(msgspec.msgpack.encode(FetchWeights(session=session, purpose="data")))
-    return requests, data
-
-
 def fetch_shard(
-    requests: Channel,
-    data: Channel,
+    down: Channel,
+    up: Channel,
     shard: Shard,
     cache: Path,
     report: Progress = silent,
@@ -59,6 +43,8 @@ def fetch_shard(
     timeout_s: float = 60.0,
 ) -> ModelFiles:
     """The model's files, sparse: only the bytes that the shard reads are sure to be there.
+
+    `down` and `up` are a call of the head's service "weights", which `WeightsProvider` answers.
 
     What lies in the cache already is checked and not fetched again; a call cut short goes on
     where it was, to the last whole tensor. A tensor rank gets the whole tensors of its layers,
@@ -68,7 +54,7 @@ def fetch_shard(
     written, the index is unsafe), UnsupportedModel, PeerLost (gone, or silent for `timeout_s`),
     FrameError.
     """
-    fetcher = _Fetcher(requests, data, timeout_s)
+    fetcher = _Fetcher(down, up, timeout_s)
     model, index, version = fetcher.index(report)
     folder = cache / "shards" / f"{_safe(model)}-{version[:12]}"
     files = ModelFiles(
@@ -80,17 +66,17 @@ def fetch_shard(
     ):
         fetcher.fill(copy, index, index.opening, model, report)
         with closing(open_source(files)) as source:
-            needed = needed_tensors(source, shard)
+            held = needed_tensors(source, shard)
         # What the model should have and has not is listed by whoever loads it.
-        numbers = [index.tensors[name] for name in needed if name in index.tensors]
+        numbers = [index.tensors[name] for name in held if name in index.tensors]
         fetcher.fill(copy, index, numbers, model, report)
-    return files
+    return msgspec.structs.replace(files, held=held)
 
 
 class _Fetcher:
-    def __init__(self, requests: Channel, data: Channel, timeout_s: float) -> None:
-        self._requests = requests
-        self._data = data
+    def __init__(self, down: Channel, up: Channel, timeout_s: float) -> None:
+        self._down = down
+        self._up = up
         self._timeout_s = timeout_s
 
     def index(self, report: Progress) -> tuple[str, SharedIndex, str]:
@@ -105,7 +91,7 @@ class _Fetcher:
         try:
             index = msgspec.msgpack.decode(body, type=SharedIndex)
         except msgspec.MsgspecError as error:
-            raise FrameError(f"{self._data.peer} sent an index that is none: {error}") from error
+            raise FrameError(f"{self._down.peer} sent an index that is none: {error}") from error
         return message.model, index, hashlib.sha256(body).hexdigest()
 
     def fill(
@@ -143,29 +129,29 @@ class _Fetcher:
         if digest.hexdigest() != extent.sha256:
             name = index.files[extent.file].name
             raise DownloadError(
-                f"{self._data.peer} sent wrong bytes {extent.offset} to "
+                f"{self._down.peer} sent wrong bytes {extent.offset} to "
                 f"{extent.offset + extent.num_bytes} of {name}: their SHA-256 is "
                 f"{digest.hexdigest()[:16]}…, not {extent.sha256[:16]}…; its copy of the model was "
                 "damaged or changed: fetch the model there again, then restart it"
             )
 
     def _send(self, message: FromFetcher) -> None:
-        self._requests.send(msgspec.msgpack.encode(message))
+        self._up.send(msgspec.msgpack.encode(message))
 
     def _receive(self) -> tuple[FromProvider, bytearray]:
-        header, body = self._data.receive(timeout_s=self._timeout_s)
+        header, body = self._down.receive(timeout_s=self._timeout_s)
         try:
             message = msgspec.msgpack.decode(header, type=FromProvider)
         except msgspec.MsgspecError as error:
-            raise FrameError(f"{self._data.peer} sent no message about weights: {error}") from error
+            raise FrameError(f"{self._down.peer} sent no message about weights: {error}") from error
         if isinstance(message, Refused):
-            raise DownloadError(f"{self._data.peer} does not send the weights: {message.reason}")
+            raise DownloadError(f"{self._down.peer} does not send the weights: {message.reason}")
         return message, body
 
     def _unexpected(self, message: FromProvider) -> FrameError:
-        return FrameError(f"{self._data.peer} sent {message} instead of what was asked for")
+        return FrameError(f"{self._down.peer} sent {message} instead of what was asked for")
 
 
 def _safe(model: str) -> str:
     """A model's name, which may be a path or a URL, as the name of a folder."""
-    return re.sub(r"[^\w-][^\w.-]*|[^\w.-]+", "-", model.rstrip("/").rpartition("/")[2]) or "model"
+    return re.sub(r"[^\w-]+", "-", model.rstrip("/").rpartition("/")[2])[:80] or "model"

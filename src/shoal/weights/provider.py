@@ -8,7 +8,6 @@ from __future__ import annotations
 import logging
 import threading
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-from contextlib import suppress
 from pathlib import Path
 
 import msgspec
@@ -21,7 +20,6 @@ from shoal.weights.shared_index import SharedIndex
 from shoal.weights.shared_messages import (
     PIECE_BYTES,
     AskIndex,
-    FetchWeights,
     FromFetcher,
     FromProvider,
     Index,
@@ -36,97 +34,49 @@ log = logging.getLogger(__name__)
 _KEEPALIVE_S = 2.0
 # A worker stops reading while its disk is busy.
 _PATIENCE_S = 60.0
-_MAX_HALF_OPEN = 64
 
 
 class WeightsProvider:
-    """Serves one model to any number of workers, a thread for each. Any thread may call it."""
+    """Serves one model to any number of workers at once, each in the thread that calls `serve`."""
 
     def __init__(self, files: ModelFiles, cache: Path, report: Progress = silent) -> None:
         """Nothing is read before a worker asks; then the files are hashed once, see `report`."""
         self._files = files
         self._digests = _Digests(files, cache, report)
-        self._lock = threading.Lock()
-        self._half_open: dict[tuple[str, str], dict[str, Channel]] = {}
-        self._serving: dict[threading.Thread, tuple[Channel, Channel]] = {}
-        self._is_closed = False
 
-    def attend(self, channel: Channel, opening: FetchWeights) -> None:
-        """Take over a connection that began with `opening`; served once its twin is there too."""
-        requests, data = self._pair(channel, opening)
-        if requests is None or data is None:
-            return
-        data.set_patience(_PATIENCE_S)
-        thread = threading.Thread(
-            target=self._serve, args=(requests, data), name="shoal-weights", daemon=True
-        )
-        with self._lock:
-            if self._is_closed:
-                requests.close()
-                data.close()
+    def serve(self, down: Channel, up: Channel) -> None:
+        """Answer what comes up, until the worker leaves: raises PeerLost.
+
+        A request that cannot be answered is refused with the reason, and ends the service.
+        """
+        down.set_patience(_PATIENCE_S)
+        while True:
+            header, _ = up.receive()
+            try:
+                self._answer(_decoded(header), down)
+            except PeerLost:
+                raise
+            except (ShoalError, OSError) as error:
+                log.warning("weights for %s: %s", up.peer, error)
+                _send(down, Refused(reason=str(error)))
                 return
-            self._serving[thread] = (requests, data)
-            thread.start()
 
     def close(self) -> None:
-        """Breaks off what is under way."""
-        with self._lock:
-            self._is_closed = True
-            serving = dict(self._serving)
-            half_open = [end for pair in self._half_open.values() for end in pair.values()]
-            self._half_open.clear()
+        """Breaks off the hashing. Whoever made the channels closes them."""
         self._digests.close()
-        for channel in (*half_open, *(channel for pair in serving.values() for channel in pair)):
-            channel.close()
-        for thread in serving:
-            thread.join()
 
-    def _pair(
-        self, channel: Channel, opening: FetchWeights
-    ) -> tuple[Channel | None, Channel | None]:
-        """(requests, data); None for the one that has not come yet."""
-        session, purpose = (channel.peer, opening.session), opening.purpose
-        with self._lock:
-            pair = self._half_open.pop(session, {})
-            if purpose in pair:
-                pair[purpose].close()
-            pair[purpose] = channel
-            if len(pair) < 2:
-                self._half_open[session] = pair
-                if len(self._half_open) > _MAX_HALF_OPEN:
-                    for oldest in self._half_open.pop(next(iter(self._half_open))).values():
-                        oldest.close()
-        return pair.get("requests"), pair.get("data")
-
-    def _serve(self, requests: Channel, data: Channel) -> None:
-        try:
-            while True:
-                header, _ = requests.receive()
-                self._answer(_decoded(header), data)
-        except PeerLost:
-            pass  # the worker has what it needs, or is gone
-        except (ShoalError, OSError) as error:
-            log.warning("weights for %s: %s", requests.peer, error)
-            with suppress(ShoalError):
-                _send(data, Refused(reason=str(error)))
-        finally:
-            requests.close()
-            data.close()
-            with self._lock:
-                self._serving.pop(threading.current_thread(), None)
-
-    def _answer(self, message: FromFetcher, data: Channel) -> None:
-        hashed = self._digests.ready(data)
+    def _answer(self, message: FromFetcher, down: Channel) -> None:
+        hashed = self._digests.ready(down)
         index = hashed.index
         if isinstance(message, AskIndex):
-            _send(data, Index(model=self._files.name), msgspec.msgpack.encode(index))
+            _send(down, Index(model=self._files.name), msgspec.msgpack.encode(index))
             return
         for number in message.extents:
             if not 0 <= number < len(index.extents):
                 raise FrameError(f"there are {len(index.extents)} extents, not a number {number}")
         self._check_unchanged(hashed)
         for number in message.extents:
-            self._send_extent(index, number, data)
+            self._send_extent(index, number, down)
 
     def _check_unchanged(self, hashed: HashedModel) -> None:
         folder = model_folder(self._files)
@@ -135,14 +85,14 @@ class WeightsProvider:
             if state != hashed_state:
                 raise SourceError(f"{folder / file.name} changed while in use: restart the head")
 
-    def _send_extent(self, index: SharedIndex, number: int, data: Channel) -> None:
+    def _send_extent(self, index: SharedIndex, number: int, down: Channel) -> None:
         extent = index.extents[number]
         path = model_folder(self._files) / index.files[extent.file].name
         with path.open("rb") as file:
             file.seek(extent.offset)
             for start in range(0, extent.num_bytes, PIECE_BYTES):
                 piece = file.read(min(PIECE_BYTES, extent.num_bytes - start))
-                _send(data, Piece(extent=number, start=start), piece)
+                _send(down, Piece(extent=number, start=start), piece)
 
 
 class _Digests:
@@ -158,7 +108,7 @@ class _Digests:
         self._progress: tuple[int, int | None] = (0, None)
         self._is_closed = False
 
-    def ready(self, data: Channel) -> HashedModel:
+    def ready(self, down: Channel) -> HashedModel:
         """Tells the worker now and then that it has not been forgotten."""
         with self._lock:
             if self._is_closed:
@@ -168,7 +118,7 @@ class _Digests:
             future = self._future
         while not wait([future], timeout=_KEEPALIVE_S).done:
             done_bytes, total_bytes = self._progress
-            _send(data, Preparing(done_bytes=done_bytes, total_bytes=total_bytes))
+            _send(down, Preparing(done_bytes=done_bytes, total_bytes=total_bytes))
         return future.result()
 
     def close(self) -> None:
@@ -194,5 +144,5 @@ def _decoded(header: bytes) -> FromFetcher:
     return message
 
 
-def _send(data: Channel, message: FromProvider, body: bytes = b"") -> None:
-    data.send(msgspec.msgpack.encode(message), body)
+def _send(down: Channel, message: FromProvider, body: bytes = b"") -> None:
+    down.send(msgspec.msgpack.encode(message), body)

@@ -1,12 +1,9 @@
 """What a worker without the files and the head say to each other about weights.
 
-The worker dials two connections and opens both with the same session; requests go on one, data on
-the other. Then it asks for the index, and for extents by their number in it.
+The worker asks for the index, and then for extents by their number in it.
 """
 
 from __future__ import annotations
-
-from typing import Literal
 
 import msgspec
 
@@ -14,15 +11,6 @@ PIECE_BYTES = 1 << 20
 
 
 # ---- worker to head -----------------------------------------------------------------------
-
-
-class FetchWeights(
-    msgspec.Struct, frozen=True, kw_only=True, tag="fetch-weights", forbid_unknown_fields=True
-):
-    """The first message on each of the two connections; `session` tells which belong together."""
-
-    session: str
-    purpose: Literal["requests", "data"]
 
 
 class AskIndex(
@@ -63,7 +51,7 @@ class Piece(msgspec.Struct, frozen=True, kw_only=True, tag="piece", forbid_unkno
 
 
 class Refused(msgspec.Struct, frozen=True, kw_only=True, tag="refused", forbid_unknown_fields=True):
-    """The request cannot be answered; the head closes both connections."""
+    """The request cannot be answered; and nothing more will be answered."""
 
     reason: str
 

@@ -14,6 +14,7 @@ from shoal.weights.cache import Progress, cache_root, silent
 from shoal.weights.catalogue import CATALOGUE, Kind
 from shoal.weights.catalogue_fetch import fetch_model, fetch_terms
 from shoal.weights.gguf_file import GgufFile
+from shoal.weights.held_tensors import HeldTensors
 from shoal.weights.remote import copy_from_url, snapshot_from_hub
 from shoal.weights.safetensors_file import SafetensorsFolder
 from shoal.weights.tensors import TensorSource
@@ -24,13 +25,17 @@ _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 
 class ModelFiles(msgspec.Struct, frozen=True, kw_only=True):
-    """A model on this machine. `path` is the .gguf file or the Hugging Face folder."""
+    """A model on this machine. `path` is the .gguf file or the Hugging Face folder.
+
+    Of a sparse copy `held` names the tensors that are there; None is all of them.
+    """
 
     name: str
     kind: Kind
     path: Path
     licence: str = ""
     terms_path: Path | None = None
+    held: frozenset[str] | None = None
 
 
 def resolve(name: str, *, report: Progress | None = None) -> ModelFiles:
@@ -57,7 +62,9 @@ def resolve(name: str, *, report: Progress | None = None) -> ModelFiles:
 
 def open_source(files: ModelFiles) -> TensorSource:
     """Raises SourceError for damaged files, UnsupportedModel for what Shoal cannot run."""
-    return GgufFile(files.path) if files.kind == "gguf" else SafetensorsFolder(files.path)
+    source: TensorSource
+    source = GgufFile(files.path) if files.kind == "gguf" else SafetensorsFolder(files.path)
+    return source if files.held is None else HeldTensors(source, files.held)
 
 
 def terms(files: ModelFiles) -> str | None:

@@ -38,7 +38,9 @@ class TensorSource(Protocol):
     """
 
     config: dict[str, Any]
-    bytes_read: int
+
+    @property
+    def bytes_read(self) -> int: ...
 
     def names(self) -> frozenset[str]: ...
 
