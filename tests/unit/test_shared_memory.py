@@ -23,7 +23,7 @@ def test_the_file_is_private_and_gone_once_all_have_come(tmp_path: Path) -> None
     segment = shared_segment.create("one", 4096, tmp_path)
     (path,) = tmp_path.iterdir()
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
-    with pytest.raises(FileExistsError):
+    with pytest.raises(InternalError, match="is in use"):
         shared_segment.create("one", 4096, tmp_path)
     other = shared_segment.attach("one", 4096, time.monotonic() + 5, tmp_path)
     segment.unlink()

@@ -35,7 +35,7 @@ class Segment:
 
 
 def create(session: str, num_bytes: int, folder: Path | None = None) -> Segment:
-    """Make the segment. OutOfMemory if there is no room; FileExistsError if the name is in use."""
+    """Make the segment. OutOfMemory if there is no room, InternalError if it exists."""
     folder = folder or default_folder()
     _remove_abandoned(folder)
     path = folder / _file_name(session)
@@ -70,7 +70,10 @@ def attach(session: str, num_bytes: int, deadline_s: float, folder: Path | None 
 
 def _create_locked(path: Path) -> int:
     while True:
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        try:
+            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        except FileExistsError:
+            raise InternalError(f"shared memory {path.name} is in use: name each group") from None
         fcntl.flock(descriptor, fcntl.LOCK_EX)
         if os.fstat(descriptor).st_nlink:
             return descriptor
