@@ -7,14 +7,15 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from shoal.engine.llm import LLM as LLM
+    from shoal.config import Split as Split
+    from shoal.llm import LLM as LLM
     from shoal.request import SamplingParams as SamplingParams
 
 __version__ = version("shoal")
-__all__ = ["LLM", "SamplingParams", "__version__"]
+__all__ = ["LLM", "SamplingParams", "Split", "__version__"]
 
 # Imported when first asked for: `import shoal` itself loads nothing heavy.
-_HOMES = {"LLM": "shoal.engine.llm", "SamplingParams": "shoal.request"}
+_HOMES = {"LLM": "shoal.llm", "SamplingParams": "shoal.request", "Split": "shoal.config"}
 
 
 def __getattr__(name: str) -> Any:

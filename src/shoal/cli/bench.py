@@ -25,6 +25,7 @@ from shoal.cli.options import (
     UrlOption,
     usage_errors,
 )
+from shoal.cli.split_options import PipelineOption, ReplicasOption, TensorOption, make_split
 from shoal.evaluate.latency import LoadReport, Percentiles, Trace, summarise
 from shoal.evaluate.load import LoadSpec, Target, cut_prompts, run_load
 from shoal.evaluate.perplexity import english_text
@@ -82,6 +83,9 @@ def bench(
     kv_memory: KvMemoryOption = None,
     threads: ThreadsOption = None,
     accept_terms: AcceptTermsOption = False,
+    pipeline: PipelineOption = 1,
+    tensor: TensorOption = 1,
+    replicas: ReplicasOption = 1,
 ) -> None:
     """Measure throughput and latency. The last line is one JSON record.
 
@@ -108,6 +112,7 @@ def bench(
             quantize=quantize,
             kv_memory=kv_memory,
             num_threads=threads,
+            split=make_split(pipeline=pipeline, tensor=tensor, replicas=replicas),
             accept_terms=accept_terms,
         )
         record, report = _bench_model(model or "", options, spec)

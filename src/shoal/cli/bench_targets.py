@@ -13,7 +13,7 @@ from shoal.evaluate.load import Piece, Prompt
 from shoal.request import SamplingParams
 
 if TYPE_CHECKING:
-    from shoal.engine.llm import LLM
+    from shoal.llm import LLM
 
 HTTP_NOT_FOUND = 404
 

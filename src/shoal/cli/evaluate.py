@@ -18,12 +18,13 @@ from shoal.cli.options import (
     QuantizeOption,
     ThreadsOption,
 )
+from shoal.cli.split_options import PipelineOption, TensorOption, WireFormatOption, make_split
 from shoal.config import DType, Quantize
 from shoal.errors import InvalidRequest, UnsupportedByModel
 from shoal.evaluate.perplexity import Perplexity, english_text, measure_perplexity
 
 if TYPE_CHECKING:
-    from shoal.engine.llm import LLM
+    from shoal.llm import LLM
 
 EPILOG = """Examples:
 
@@ -80,6 +81,9 @@ def perplexity(
     quantize: QuantizeOption = "auto",
     threads: ThreadsOption = None,
     accept_terms: AcceptTermsOption = False,
+    pipeline: PipelineOption = 1,
+    tensor: TensorOption = 1,
+    wire: WireFormatOption = "exact",
 ) -> None:
     """Measure how well a model predicts a text: the lower, the better.
 
@@ -91,7 +95,11 @@ def perplexity(
     for one_dtype, one_quantize in precisions:
         note(f"measuring {_label(one_dtype, one_quantize)}")
         options = LoadOptions(
-            dtype=one_dtype, quantize=one_quantize, num_threads=threads, accept_terms=accept_terms
+            dtype=one_dtype,
+            quantize=one_quantize,
+            num_threads=threads,
+            split=make_split(pipeline=pipeline, tensor=tensor, wire=wire),
+            accept_terms=accept_terms,
         )
         scores.append(_measure(model, options, prose, window=window, step_tokens=step_tokens))
     out_console().print(_table(model, scores))

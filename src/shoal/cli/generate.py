@@ -31,7 +31,7 @@ from shoal.cli.options import (
 from shoal.request import SamplingParams
 
 if TYPE_CHECKING:
-    from shoal.engine.llm import LLM
+    from shoal.llm import LLM
 
 EPILOG = """Examples:
 

@@ -8,10 +8,10 @@ import msgspec
 
 from shoal.cli.console import err_console
 from shoal.cli.fetching import fetch
-from shoal.config import DType, Quantize
+from shoal.config import DType, Quantize, Split
 
 if TYPE_CHECKING:
-    from shoal.engine.llm import LLM
+    from shoal.llm import LLM
 
 
 class LoadOptions(msgspec.Struct, frozen=True, kw_only=True):
@@ -22,6 +22,7 @@ class LoadOptions(msgspec.Struct, frozen=True, kw_only=True):
     max_context: int | None = None
     kv_memory: int | None = None
     num_threads: int | None = None
+    split: Split = Split()
     accept_terms: bool = False
 
 
@@ -42,5 +43,6 @@ def open_llm(model: str, options: LoadOptions, **more: Any) -> LLM:
             max_context=options.max_context,
             kv_memory=options.kv_memory,
             num_threads=options.num_threads,
+            split=options.split,
             **more,
         )

@@ -22,6 +22,17 @@ from shoal.cli.options import (
     ThreadsOption,
     usage_errors,
 )
+from shoal.cli.split_options import (
+    LayersOption,
+    PipelineOption,
+    ReplicasOption,
+    RouteOption,
+    SharesOption,
+    TensorOption,
+    TransportOption,
+    WireFormatOption,
+    make_split,
+)
 from shoal.cli.stored import size_of
 from shoal.config import EngineConfig
 
@@ -37,6 +48,10 @@ EPILOG = """Examples:
   shoal serve ./model.gguf --host 0.0.0.0 --port 9000 --kv-memory 2GiB
 
   shoal serve gemma3-270m --accept-terms --max-context 8192 --threads 2
+
+  shoal serve smollm2-135m --pipeline 2 --tensor 2
+
+  shoal serve smollm2-135m --layers 20/10 --replicas 2 --route least-loaded
 """
 
 
@@ -95,6 +110,14 @@ def serve(
     max_step_tokens: MaxStepTokensOption = 512,
     no_prefix_cache: NoPrefixCacheOption = False,
     stall_after: StallAfterOption = 30.0,
+    pipeline: PipelineOption = 1,
+    tensor: TensorOption = 1,
+    replicas: ReplicasOption = 1,
+    layers: LayersOption = None,
+    shares: SharesOption = None,
+    route: RouteOption = "prefix",
+    wire: WireFormatOption = "exact",
+    transport: TransportOption = "auto",
 ) -> None:
     """Serve a model behind the OpenAI API until Ctrl-C or SIGTERM.
 
@@ -114,6 +137,16 @@ def serve(
             prefix_caching=not no_prefix_cache,
             num_threads=threads,
             stall_s=stall_after,
+            split=make_split(
+                pipeline=pipeline,
+                tensor=tensor,
+                replicas=replicas,
+                layers=layers,
+                shares=shares,
+                route=route,
+                wire=wire,
+                transport=transport,
+            ),
         )
     run_server(config, host, port, accept_terms=accept_terms)
 
@@ -129,10 +162,11 @@ def run_server(config: EngineConfig, host: str, port: int, *, accept_terms: bool
         note(f"loading {files.name} ({human_bytes(size_of(files.path))}) from {files.path}")
         start_s = time.perf_counter()
 
-        from shoal.engine.local import start_engine  # noqa: PLC0415
+        from shoal.fleet.deployment import deploy  # noqa: PLC0415
         from shoal.server.run import serve as serve_http  # noqa: PLC0415
 
-        engine = start_engine(config)
+        deployment = deploy(config)
+        engine = deployment.engine
         try:
             note(f"{engine.info.description}; ready in {time.perf_counter() - start_s:.1f} s")
             note(
@@ -147,7 +181,7 @@ def run_server(config: EngineConfig, host: str, port: int, *, accept_terms: bool
 
             asyncio.run(serve_http(engine, host, port, listener=listener, on_ready=ready))
         finally:
-            engine.close()
+            deployment.close()
     note("stopped")
 
 

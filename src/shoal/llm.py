@@ -1,4 +1,4 @@
-"""The Python interface: a model in this process, prompts in, answers out."""
+"""The Python interface: a model on this machine, prompts in, answers out."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from typing import Any, TypeVar
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
 
-from shoal.config import DType, EngineConfig, Quantize, parse_bytes
+from shoal.config import DType, EngineConfig, Quantize, Split, parse_bytes
 from shoal.engine.api import Delta, ModelInfo
-from shoal.engine.local import start_engine
 from shoal.engine.outputs import RequestOutput, gather
 from shoal.engine.streams import SyncStream
 from shoal.errors import QueueFull
+from shoal.fleet.deployment import deploy
 from shoal.request import SamplingParams
 from shoal.weights.tokenizer import Tokenizer
 
@@ -32,7 +32,8 @@ class LLM:
     """A loaded model. Use it as a context manager, or `close()` it.
 
     `model` is a catalogue name, a GGUF file, a Hugging Face folder or id, or an fsspec URL.
-    `kv_memory` is bytes or text such as "2GiB". Raises SourceError, ConfigError, OutOfMemory.
+    `kv_memory` is bytes or text such as "2GiB". With a `split` the model runs in worker processes
+    of this machine. Raises SourceError, ConfigError, OutOfMemory, PeerLost.
     """
 
     def __init__(
@@ -47,6 +48,7 @@ class LLM:
         max_running: int = 256,
         prefix_caching: bool = True,
         num_threads: int | None = None,
+        split: Split | None = None,
     ) -> None:
         config = EngineConfig(
             model=model,
@@ -58,8 +60,10 @@ class LLM:
             max_running=max_running,
             prefix_caching=prefix_caching,
             num_threads=num_threads,
+            split=split or Split(),
         )
-        self._engine = start_engine(config)
+        self._deployment = deploy(config)
+        self._engine = self._deployment.engine
 
     @property
     def info(self) -> ModelInfo:
@@ -125,7 +129,7 @@ class LLM:
         yield from self._engine.submit_sync(self._tokens(prompt), params or SamplingParams())
 
     def close(self) -> None:
-        self._engine.close()
+        self._deployment.close()
 
     def __enter__(self) -> LLM:
         return self

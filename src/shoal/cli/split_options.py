@@ -1,0 +1,109 @@
+"""Options that say how a model is divided over workers."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from shoal.config import Route, Split, Transport, WireFormat
+
+SPLIT_PANEL = "Splitting over workers"
+
+
+def numbers(text: str) -> tuple[float, ...]:
+    """Parser of lists such as 20/10 or 70/30."""
+    try:
+        return tuple(float(part) for part in text.split("/"))
+    except ValueError as error:
+        raise typer.BadParameter(f"'{text}' is not a list of numbers such as 20/10") from error
+
+
+PipelineOption = Annotated[
+    int,
+    typer.Option(
+        min=1,
+        help="Stages that hold one range of layers each.",
+        rich_help_panel=SPLIT_PANEL,
+    ),
+]
+TensorOption = Annotated[
+    int,
+    typer.Option(
+        min=1,
+        help="Ranks that hold one slice of every layer each; any number.",
+        rich_help_panel=SPLIT_PANEL,
+    ),
+]
+ReplicasOption = Annotated[
+    int,
+    typer.Option(min=1, help="Whole copies of the model.", rich_help_panel=SPLIT_PANEL),
+]
+LayersOption = Annotated[
+    tuple[float, ...] | None,
+    typer.Option(
+        parser=numbers,
+        metavar="A/B/…",
+        help="Layers of each stage, such as 20/10. [dim]default: equal[/]",
+        rich_help_panel=SPLIT_PANEL,
+    ),
+]
+SharesOption = Annotated[
+    tuple[float, ...] | None,
+    typer.Option(
+        parser=numbers,
+        metavar="A/B/…",
+        help="Relative sizes of the ranks' slices, such as 70/30. [dim]default: equal[/]",
+        rich_help_panel=SPLIT_PANEL,
+    ),
+]
+RouteOption = Annotated[
+    Route,
+    typer.Option(
+        help="Which replica gets a request; prefix: where its beginning is cached, unless busy.",
+        rich_help_panel=SPLIT_PANEL,
+    ),
+]
+WireFormatOption = Annotated[
+    WireFormat,
+    typer.Option(
+        "--wire",
+        help="How activations travel between workers; int8 is a quarter of the bytes.",
+        rich_help_panel=SPLIT_PANEL,
+    ),
+]
+TransportOption = Annotated[
+    Transport,
+    typer.Option(
+        help="How the ranks of a stage add up. auto: shared memory on one machine, else sockets.",
+        rich_help_panel=SPLIT_PANEL,
+    ),
+]
+
+
+def make_split(
+    *,
+    pipeline: int,
+    tensor: int,
+    replicas: int = 1,
+    layers: tuple[float, ...] | None = None,
+    shares: tuple[float, ...] | None = None,
+    route: Route = "prefix",
+    wire: WireFormat = "exact",
+    transport: Transport = "auto",
+) -> Split:
+    """Lists say how many parts there are where the number is left at 1. Raises ConfigError."""
+    if layers is not None and pipeline == 1:
+        pipeline = len(layers)
+    if shares is not None and tensor == 1:
+        tensor = len(shares)
+    return Split(
+        pipeline=pipeline,
+        tensor=tensor,
+        replicas=replicas,
+        layers=None if layers is None else tuple(int(number) for number in layers),
+        shares=shares,
+        route=route,
+        wire_format=wire,
+        transport=transport,
+    )

@@ -1,0 +1,44 @@
+"""A served model, whole in this process or split over workers, behind one interface."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from shoal.config import EngineConfig
+from shoal.engine.local import start_engine
+from shoal.engine.replicas import ReplicatedEngine
+from shoal.engine.serving import ServingEngine
+from shoal.fleet.start_local import start_local_fleet
+from shoal.weights.cache import Progress, silent
+
+AnyEngine = ServingEngine | ReplicatedEngine
+
+
+class Deployment(Protocol):
+    """Close it when done: that ends its engine and its workers."""
+
+    @property
+    def engine(self) -> AnyEngine: ...
+
+    def close(self) -> None: ...
+
+
+class InProcess:
+    """A whole model in this process."""
+
+    def __init__(self, engine: ServingEngine) -> None:
+        self.engine = engine
+
+    def close(self) -> None:
+        self.engine.close()
+
+
+def deploy(config: EngineConfig, *, report: Progress = silent) -> Deployment:
+    """Start a model on this machine, divided as `config.split` says.
+
+    Raises SourceError (no such model, a broken file, no network), ConfigError, OutOfMemory,
+    UnsupportedByModel, PeerLost.
+    """
+    if config.split.num_workers == 1:
+        return InProcess(start_engine(config, report=report))
+    return start_local_fleet(config, report=report)
