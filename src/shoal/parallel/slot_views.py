@@ -1,7 +1,7 @@
 """Slots of shared memory as arrays of one shape and dtype, made once for many sums.
 
-float32 goes through numpy, whose calls on small arrays cost less than half of torch's (576 floats:
-copy 0.24 against 1.1 µs, add 0.5 against 1.5); bfloat16, which numpy lacks, through torch.
+float32 goes through numpy: for 576 floats 1.7 µs (0.9 of them for the tensor's array, 0.25 to copy,
+0.5 to add) against torch's 2.6. bfloat16, which numpy lacks, goes through torch.
 """
 
 from __future__ import annotations
