@@ -11,7 +11,8 @@ import pytest
 
 from shoal.cli.link_meeting import answer_links, measure_links_to
 from shoal.errors import FrameError, PeerLost
-from shoal.parallel.endpoint import LocalOnly, dial, listen
+from shoal.parallel.endpoint import LocalOnly, MutualTls, dial, listen
+from shoal.parallel.identity import create_authority, install, issue, make_request
 from shoal.parallel.listener import Listener
 from shoal.worker import links
 
@@ -72,6 +73,32 @@ def test_a_slow_link_measures_slow(listener: Listener, monkeypatch: pytest.Monke
     for link in measure_links_to(listener.address, LOCAL, here="here"):
         assert 1e-3 < link.latency_s < 3e-3
         assert 2e7 < link.bytes_per_s < 1.1e8
+
+
+def test_a_certificate_names_its_node_whatever_it_says(tmp_path: Path, reports: list[str]) -> None:
+    authority_pem = create_authority(tmp_path / "authority")
+
+    def member(node: str) -> MutualTls:
+        request = make_request(tmp_path / node, node)
+        issued = issue(tmp_path / "authority", request, node=node, addresses=["127.0.0.1"])
+        return MutualTls(install(tmp_path / node, issued, authority_pem))
+
+    listener = listen("tls:127.0.0.1:0", member("beta"))
+
+    def answer() -> None:
+        with pytest.raises(PeerLost, match="closed"):
+            answer_links(listener, member("beta"), here="liar", report=reports.append)
+
+    thread = threading.Thread(target=answer)
+    thread.start()
+    out, _ = measure_links_to(listener.address, member("alpha"), here="alpha")
+    deadline_s = time.monotonic() + 5
+    while not reports and time.monotonic() < deadline_s:
+        time.sleep(0.001)
+    listener.close()
+    thread.join()
+    assert (out.source, out.target) == ("alpha", "beta")
+    assert reports == ["answered alpha"]
 
 
 def test_who_says_something_else_is_sent_away(listener: Listener, reports: list[str]) -> None:

@@ -118,6 +118,16 @@ def test_layer_sizes_are_those_of_its_matrices() -> None:
     assert profile_layer.layer_activations(config) == sum(n + k for n, k in shapes)
 
 
+def test_a_layer_lies_wholly_on_its_device() -> None:
+    """The meta device computes shapes only, and refuses to mix with another."""
+    config = profile_layer._config(64, 2, 1, 32, 128)
+    free = profile_layer._free_linears(torch.float32)
+    for call in profile_layer._calls(config, free, torch.float32, "meta", 4, 20):
+        y_TE = call()
+        assert isinstance(y_TE, torch.Tensor)
+        assert (y_TE.shape, y_TE.device.type) == ((4, 64), "meta")
+
+
 def test_a_container_has_what_its_limit_leaves(tmp_path: Path) -> None:
     assert node_memory._left_in_container(tmp_path) is None
     (tmp_path / "memory.max").write_text("max\n")

@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 import torch
 
+from shoal.compute.attention import Group
 from shoal.compute.kernels import choose_scheme
 from shoal.compute.linear import Linear, Scheme, make_linear
 from shoal.config import Quantize
@@ -51,10 +52,10 @@ def measure_layer(
     """`weights_per_s` is the rate of matrices at one row, whose time is no overhead."""
     scheme = choose_scheme("auto", precision)
     narrow, wide = _config(64, 2, 1, 32, 128), _config(1024, 16, 4, 64, 3072)
-    free = _free_linears(scheme.dtype, device)
+    free = _free_linears(scheme.dtype)
     timings = time_in_turn(
         [
-            _calls(narrow, _small_linears(scheme, device), scheme.dtype, device, 1, _SHORT),
+            _calls(narrow, _small_linears(scheme), scheme.dtype, device, 1, _SHORT),
             _calls(wide, free, scheme.dtype, device, 1, _SHORT),
             _calls(wide, free, scheme.dtype, device, _ROWS, _SHORT),
             _calls(wide, free, scheme.dtype, device, _ROWS, _LONG),
@@ -116,19 +117,19 @@ def _config(
     )
 
 
-def _small_linears(scheme: Scheme, device: str) -> MakeLinear:
+def _small_linears(scheme: Scheme) -> MakeLinear:
     def make(in_features: int, out_features: int) -> Linear:
-        return make_linear(torch.randn(out_features, in_features, device=device), None, scheme)
+        return make_linear(torch.randn(out_features, in_features), None, scheme)
 
     return make
 
 
-def _free_linears(dtype: torch.dtype, device: str) -> MakeLinear:
+def _free_linears(dtype: torch.dtype) -> MakeLinear:
     """Linears that answer with what lies ready: all that a layer takes is then its own."""
 
     def make(in_features: int, out_features: int) -> Linear:
         del in_features
-        ready = torch.randn(_ROWS, out_features, dtype=dtype, device=device)
+        ready = torch.randn(_ROWS, out_features, dtype=dtype)
         return lambda x: ready[: x.shape[0]]
 
     return make
@@ -154,25 +155,26 @@ def _calls(
         for row in range(num_rows)
     ]
     num_slots = num_rows * num_blocks * _BLOCK_SIZE
-    cache = KVCache(config, whole_shard(config.dims), num_slots=num_slots, dtype=dtype)
-    layers = [_layer(config, layer, make, dtype, device) for layer in range(_NUM_LAYERS)]
-    rotary = RotaryEmbedding(config.layers[0].rope, config.head_dim, dtype)
-    x_TE = torch.randn(num_rows, config.hidden_size, dtype=dtype, device=device)
-
     # What a step needs once, it does not need per layer.
     batch = build_batch(chunks, _BLOCK_SIZE)
-    attend = PagedAttend(cache, batch.slots_T, batch.groups)
-    rotation = rotary(batch.positions_T)
-
+    groups = [
+        Group(group.start, group.stop, group.slots_BL.to(device), group.positions_BQ.to(device))
+        for group in batch.groups
+    ]
+    with torch.device(device):
+        cache = KVCache(config, whole_shard(config.dims), num_slots=num_slots, dtype=dtype)
+        layers = [_layer(config, layer, make, dtype) for layer in range(_NUM_LAYERS)]
+        rotary = RotaryEmbedding(config.layers[0].rope, config.head_dim, dtype)
+        x_TE = torch.randn(num_rows, config.hidden_size, dtype=dtype)
+    attend = PagedAttend(cache, batch.slots_T.to(device), groups)
+    rotation = rotary(batch.positions_T.to(device))
     return [partial(layer, x_TE, rotation, attend) for layer in layers]
 
 
-def _layer(
-    config: DecoderConfig, layer: int, make: MakeLinear, dtype: torch.dtype, device: str
-) -> DecoderLayer:
+def _layer(config: DecoderConfig, layer: int, make: MakeLinear, dtype: torch.dtype) -> DecoderLayer:
     hidden, query = config.hidden_size, config.num_heads * config.head_dim
     all_reduce = Solo().all_reduce
-    norm = RMSNorm(torch.ones(hidden, dtype=dtype, device=device), config.norm_eps)
+    norm = RMSNorm(torch.ones(hidden, dtype=dtype), config.norm_eps)
     return DecoderLayer(
         attention_norm=norm,
         attention=Attention(
