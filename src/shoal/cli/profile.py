@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import msgspec
 import typer
 
+from shoal.cli.cluster_options import NameOption, StateOption
 from shoal.cli.console import err_console, note, out_console, write_json
 from shoal.cli.options import JsonOption, ThreadsOption
 from shoal.cli.profile_table import links_table, node_table, noisy_figures, rates_table
@@ -54,10 +55,6 @@ OutputOption = Annotated[
     Path | None,
     typer.Option("--output", "-o", dir_okay=False, metavar="FILE", help="Keep the result here."),
 ]
-NameOption = Annotated[
-    str | None,
-    typer.Option(help="This node's name. [dim]default: that in its cluster, or of the host[/]"),
-]
 OnlyQuantizeOption = Annotated[
     Quantize | None,
     typer.Option("--quantize", help="Only this one. [dim]default: all that run here[/]"),
@@ -79,14 +76,6 @@ AnswerOption = Annotated[
     typer.Option(
         metavar="ADDRESS",
         help="Measure nothing; answer other machines' --link-to, until Ctrl-C.",
-        rich_help_panel=LINK_PANEL,
-    ),
-]
-StateOption = Annotated[
-    Path | None,
-    typer.Option(
-        metavar="FOLDER",
-        help="Where this machine's membership lies. [dim]default: $SHOAL_STATE[/]",
         rich_help_panel=LINK_PANEL,
     ),
 ]
