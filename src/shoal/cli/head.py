@@ -42,7 +42,7 @@ def head(
     from shoal.fleet.head_service import HeadService, main_address  # noqa: PLC0415  # heavy
 
     folder = state_folder(state)
-    with stop_on_signal() as stop:
+    with folder.held(), stop_on_signal() as stop:
         service = HeadService(
             folder,
             address=address or main_address(),

@@ -41,7 +41,7 @@ def join(
     from shoal.fleet.join_service import JoinService, become_node  # noqa: PLC0415  # heavy
 
     folder = state_folder(state)
-    with stop_on_signal() as stop:
+    with folder.held(), stop_on_signal() as stop:
         membership = become_node(
             folder,
             head=head,

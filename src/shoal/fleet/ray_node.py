@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -115,6 +116,7 @@ class RayNode:
             for port in (membership.ray_port, membership.ray_client_port):
                 check_port(membership.address, port)
         scratch = self._folder.scratch()
+        shutil.rmtree(scratch, ignore_errors=True)  # logs of the last time
         environment = {**os.environ, **ray_environment(self._folder)}
         if membership.is_head:
             self._folder.ray_storage.mkdir(mode=0o700, parents=True, exist_ok=True)

@@ -7,11 +7,13 @@ import os
 import stat
 import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
+from filelock import FileLock, Timeout
 
 from shoal.errors import ConfigError
 
@@ -90,6 +92,23 @@ class StateFolder:
             raise ConfigError(
                 f"{self.path} cannot be made: {error.strerror}; name another folder with --state"
             ) from error
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Keeps others from running the same node. Raises ConfigError if one does."""
+        self.create()
+        lock = FileLock(self.path / "running.lock", mode=0o600)
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            raise ConfigError(
+                f"'shoal head' or 'shoal join' runs with {self.path} already: stop it first, or "
+                "name another folder with --state"
+            ) from None
+        try:
+            yield
+        finally:
+            lock.release()
 
     def find(self) -> Membership | None:
         """None if this machine was never in a cluster. Raises ConfigError."""

@@ -1,0 +1,132 @@
+"""Machines that join a cluster with the real commands; network namespaces stand in for them."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import msgspec
+import psutil
+import pytest
+from cluster_commands import Machines, Running, join_words
+from namespaces import Host, connected_hosts, why_not
+
+pytest.importorskip("ray", reason="needs the extra shoal[cluster]", exc_type=ImportError)
+
+WHY_NOT = why_not()
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(WHY_NOT is not None, reason=WHY_NOT or "")]
+
+# How soon a node that went, in order or not, is seen to be gone.
+GONE_S = 3.0
+
+
+@dataclass
+class Rig:
+    machines: Machines
+    hosts: list[Host]
+    head: Running
+    nodes: dict[str, Running] = field(default_factory=dict)
+
+    def join(self, index: int, name: str, *words: str) -> Running:
+        self.nodes[name] = self.machines.start(
+            self.hosts[index], *words, "--name", name, state=name
+        )
+        return self.nodes[name]
+
+
+@pytest.fixture(scope="module")
+def rig() -> Iterator[Rig]:
+    # Not pytest's folder: a unix socket's path has room for 107 bytes.
+    folder = Path(tempfile.mkdtemp(prefix="shoal-"))
+    with connected_hosts(4) as hosts:
+        machines = Machines(folder)
+        head = machines.start(
+            hosts[0], "head", "--address", hosts[0].address, "--name", "a", state="a"
+        )
+        rig = Rig(machines, hosts, head)
+        try:
+            words = join_words(head)
+            rig.join(1, "b", *words)
+            rig.join(2, "c", *words)
+            head.wait_for("3 nodes")
+            yield rig
+        finally:
+            running = [rig.head, *rig.nodes.values()]
+            for each in running:
+                each.process.terminate()
+            for each in running:
+                each.process.wait(30)
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def new_token(rig: Rig, *words: str) -> str:
+    said = rig.machines.say(rig.hosts[0], "token", "create", *words, state="a")
+    return re.search(r"--token (\S+)", said)[1]  # type: ignore[index]
+
+
+def try_to_join(rig: Rig, *words: str) -> str:
+    said = rig.machines.say(rig.hosts[3], "join", rig.hosts[0].address, *words, state="stranger")
+    assert "is in the cluster" not in said
+    return said
+
+
+def test_nothing_joins_without_a_good_token(rig: Rig) -> None:
+    assert "needs a token: run 'shoal token create'" in try_to_join(rig)
+    short = new_token(rig, "--ttl", "1s")
+    foreign = short[:-8] + "00000000"
+    assert "not the head that this token is for" in try_to_join(rig, "--token", foreign)
+    forged = re.sub(r"\.\w{32}\.", f".{'0' * 32}.", short)
+    assert "knows no such token" in try_to_join(rig, "--token", forged)
+    time.sleep(1)
+    assert "expired" in try_to_join(rig, "--token", short)
+    rig.head.wait_for(rf"refused {rig.hosts[3].address}.*expired")
+
+
+def test_a_worker_runs_on_the_node_it_is_placed_on(rig: Rig) -> None:
+    script = Path(__file__).with_name("worker_placing.py")
+    ran = subprocess.run(
+        rig.hosts[0].command(sys.executable, str(script), str(rig.head.state)),
+        capture_output=True,
+        text=True,
+        timeout=100,
+    )
+    assert ran.returncode == 0, ran.stderr
+    found = msgspec.json.decode(ran.stdout.splitlines()[-1])
+    hosts = {node: address.split(":")[1] for node, address in found["addresses"].items()}
+    assert hosts == {name: rig.hosts[i].address for i, name in enumerate("abc")}
+    assert found["killed"] == ["on-a", 1]
+    assert found["stopped"] == ["on-b", 0]
+    assert "'nowhere', which is not there; there are a, b, c" in found["nowhere"]
+
+
+def test_a_node_that_is_stopped_goes_and_comes_back_without_a_token(rig: Rig) -> None:
+    token = new_token(rig)
+    join = ["join", rig.hosts[0].address]
+    node = rig.join(3, "d", *join, "--token", token)
+    rig.head.wait_for(r"\+ d \(\S+\) is here; 4 nodes")
+    ghosts = node.descendants()
+    assert len(ghosts) >= 3
+    assert node.stop() == 0
+    rig.head.wait_for("- d is gone; 3 nodes", GONE_S)
+    assert [ghost for ghost in ghosts if ghost.is_running()] == []
+
+    assert "used up" in try_to_join(rig, "--name", "e", "--token", token)
+
+    rig.head.log.write_text("")
+    again = rig.join(3, "d", *join)
+    again.wait_for("has its certificate still")
+    rig.head.wait_for(r"\+ d")
+
+    # Killed, not stopped: nothing of it stays behind either.
+    ghosts = again.descendants()
+    again.process.kill()
+    rig.head.wait_for("- d is gone", GONE_S)
+    _, alive = psutil.wait_procs(ghosts, timeout=15)
+    assert alive == []
