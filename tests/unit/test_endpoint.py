@@ -294,12 +294,14 @@ def test_a_peer_that_computes_while_much_waits_for_it_is_not_lost(
         channel.close()
 
 
-def test_a_crowd_of_silent_peers_drives_out_its_own(plain: Listener) -> None:
-    crowd = [connect(plain) for _ in range(80)]
-    check_that_others_get_in(plain, Plaintext())
+def test_a_crowd_of_silent_peers_drives_out_its_own() -> None:
+    listener = listen(TCP_ADDRESS, Plaintext(), handshake_s=10 * SOON_S)
+    crowd = [connect(listener) for _ in range(80)]
+    check_that_others_get_in(listener, Plaintext())
     assert crowd[0].recv(1) == b""
     for stream in crowd:
         stream.close()
+    listener.close()
 
 
 def test_a_silent_listener_is_given_up(worker: MutualTls) -> None:

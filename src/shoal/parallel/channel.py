@@ -24,6 +24,8 @@ _JOINED_BYTES = 16 * 1024
 # As much as TLS hands over at once.
 _INBOX_BYTES = 16 * 1024
 _PATIENCE_S = 30.0
+# TLS does not tell the two apart.
+_HUNG_UP = "it hung up, or its machine is gone"
 
 
 class Channel:
@@ -58,12 +60,13 @@ class Channel:
         with self._sending:
             prefix = encode_prefix(self.sent_messages, len(header), len(body))
             deadline = _Deadline(timeout_s)
-            if len(body) <= _JOINED_BYTES:
-                self._write(memoryview(b"".join((prefix, header, body))), deadline)
+            if len(header) + len(body) <= _JOINED_BYTES:
+                self._write(b"".join((prefix, header, body)), deadline)
             else:
                 self._be_patient()
-                self._write(memoryview(prefix + header), deadline)
-                self._write(body, deadline)
+                self._write(prefix + header, deadline)
+                if body:
+                    self._write(body, deadline)
             self.sent_messages += 1
             self.sent_bytes += len(prefix) + len(header) + len(body)
 
@@ -91,7 +94,7 @@ class Channel:
         """How long what was sent may wait for the peer's system before the peer counts as lost.
 
         The system cannot tell a machine that is gone from a program that does not read while the
-        buffers are full. So the first body above 16 KiB raises this to 30 s, unless it was set.
+        buffers are full. So the first frame above 16 KiB raises this to 30 s, unless it was set.
         """
         self._patient = True
         set_patience(self._stream, unacked_s)
@@ -111,31 +114,39 @@ class Channel:
         hang_up(self._stream)
 
     def _receive_header(self, deadline: _Deadline) -> tuple[bytes, int]:
-        prefix = self._take(PREFIX_BYTES, deadline, between_frames=True)
+        if self._closed:
+            raise PeerLost(f"the channel to {self.peer} is closed")
+        self._gather(PREFIX_BYTES, deadline, between_frames=True)
+        stop = self._start + PREFIX_BYTES
         try:
-            header_bytes, body_bytes = decode_prefix(prefix, sequence=self._received_messages)
+            header_bytes, body_bytes = decode_prefix(
+                self._inbox[self._start : stop], sequence=self._received_messages
+            )
         except FrameError as error:
             raise self._broken(error.message) from error
         self._received_messages += 1
-        if header_bytes <= _INBOX_BYTES:
-            return self._take(header_bytes, deadline), body_bytes
-        header = bytearray(header_bytes)
-        self._fill(memoryview(header), deadline)
-        return bytes(header), body_bytes
+        self._start = stop
+        if header_bytes > _INBOX_BYTES:
+            header = bytearray(header_bytes)
+            self._fill(memoryview(header), deadline)
+            return bytes(header), body_bytes
+        self._gather(header_bytes, deadline)
+        stop = self._start + header_bytes
+        taken = self._inbox[self._start : stop].tobytes()
+        self._start = stop
+        return taken, body_bytes
 
-    def _take(self, num_bytes: int, deadline: _Deadline, *, between_frames: bool = False) -> bytes:
-        """A few bytes, at most _INBOX_BYTES; what arrives with them stays in the inbox."""
-        missing = num_bytes - (self._stop - self._start)
-        if missing > 0:
-            self._inbox[: self._stop - self._start] = self._inbox[self._start : self._stop]
-            self._start, self._stop = 0, self._stop - self._start
-        while self._stop - self._start < num_bytes:
-            between_frames = between_frames and self._stop == 0
+    def _gather(self, num_bytes: int, deadline: _Deadline, *, between_frames: bool = False) -> None:
+        """Have so many bytes in the inbox, at most _INBOX_BYTES; more may come with them."""
+        held = self._stop - self._start
+        if held >= num_bytes:
+            return
+        self._inbox[:held] = self._inbox[self._start : self._stop]
+        self._start, self._stop = 0, held
+        while self._stop < num_bytes:
             room = self._inbox[self._stop :]
-            self._stop += self._read(room, deadline, between_frames=between_frames)
-        taken = self._inbox[self._start : self._start + num_bytes].tobytes()
-        self._start += num_bytes
-        return taken
+            at_start = between_frames and self._stop == 0
+            self._stop += self._read(room, deadline, between_frames=at_start)
 
     def _fill(self, view: memoryview, deadline: _Deadline) -> None:
         filled = min(len(view), self._stop - self._start)
@@ -149,18 +160,20 @@ class Channel:
             self._arm(deadline)
             count = self._stream.recv_into(view, len(view))
             if count == 0:
-                raise ConnectionError("it closed the connection")
+                raise ConnectionError(_HUNG_UP)
             return count
         except OSError as error:
             if between_frames and _is_deadline(error):
                 raise PeerLost(_silent(self.peer, deadline.timeout_s)) from error
             raise self._failed(error, deadline.timeout_s) from error
 
-    def _write(self, view: memoryview, deadline: _Deadline) -> None:
+    def _write(self, data: Buffer, deadline: _Deadline) -> None:
         try:
-            while view:
+            self._arm(deadline)
+            sent = self._stream.send(data)
+            while sent < len(data):
                 self._arm(deadline)
-                view = view[self._stream.send(view) :]
+                sent += self._stream.send(memoryview(data)[sent:])
         except OSError as error:
             raise self._failed(error, deadline.timeout_s) from error
 
@@ -176,9 +189,9 @@ class Channel:
         if _is_deadline(error):
             self._shut()
             return PeerLost(_silent(self.peer, timeout_s))
-        if isinstance(error, ssl.SSLError) and not isinstance(
-            error, (ssl.SSLEOFError, ssl.SSLZeroReturnError)
-        ):
+        if isinstance(error, (ssl.SSLEOFError, ssl.SSLZeroReturnError)):
+            error = ConnectionError(_HUNG_UP)
+        if isinstance(error, ssl.SSLError):
             return self._broken(f"bytes that are not TLS of this connection ({error.reason})")
         self._shut()
         return PeerLost(f"the connection to {self.peer} broke: {error.strerror or error}")

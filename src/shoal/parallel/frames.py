@@ -13,11 +13,12 @@ from shoal.errors import FrameError
 MAGIC = b"SHOL"
 VERSION = 1
 MAX_HEADER_BYTES = 64 * 2**20
-MAX_BODY_BYTES = 4 * 2**30
+MAX_BODY_BYTES = 2**30
 
 _FIELDS = struct.Struct("!4sIQIQ")
 _CHECKSUM = struct.Struct("!I")
-PREFIX_BYTES = _FIELDS.size + _CHECKSUM.size
+_PREFIX = struct.Struct("!4sIQIQI")
+PREFIX_BYTES = _PREFIX.size
 
 
 def encode_prefix(sequence: int, header_bytes: int, body_bytes: int) -> bytes:
@@ -34,13 +35,12 @@ def decode_prefix(prefix: bytes | bytearray | memoryview, *, sequence: int) -> t
     """
     if len(prefix) != PREFIX_BYTES:
         raise FrameError(f"a frame's prefix has {PREFIX_BYTES} bytes, not {len(prefix)}")
-    magic, version, number, header_bytes, body_bytes = _FIELDS.unpack_from(prefix)
+    magic, version, number, header_bytes, body_bytes, checksum = _PREFIX.unpack(prefix)
     if magic != MAGIC:
         raise FrameError(f"not a Shoal frame: it begins with {magic!r} instead of {MAGIC!r}")
     if version != VERSION:
         raise FrameError(f"frame of version {version}, not {VERSION}: run one Shoal everywhere")
-    (checksum,) = _CHECKSUM.unpack_from(prefix, _FIELDS.size)
-    if checksum != zlib.crc32(memoryview(prefix)[: _FIELDS.size]):
+    if checksum != zlib.crc32(prefix[: _FIELDS.size]):
         raise FrameError("a frame's prefix was damaged on the way: its checksum is wrong")
     if number != sequence:
         raise FrameError(f"frame number {number} where {sequence} is due: replayed or left out")
