@@ -47,7 +47,7 @@ def fetch_shard(
     `down` and `up` are a call of the head's service "weights", which `WeightsProvider` answers.
 
     What lies in the cache already is checked and not fetched again; a call cut short goes on
-    where it was, to the last whole tensor. A tensor rank gets the whole tensors of its layers,
+    where it was, to the last whole extent. A tensor rank gets the whole tensors of its layers,
     which its stage's other ranks on this node then share, and reads its slice locally.
 
     Raises DownloadError (wrong bytes, the head refuses), SourceError (the cache cannot be
@@ -68,7 +68,7 @@ def fetch_shard(
         with closing(open_source(files)) as source:
             held = needed_tensors(source, shard)
         # What the model should have and has not is listed by whoever loads it.
-        numbers = [index.tensors[name] for name in held if name in index.tensors]
+        numbers = [number for name in held for number in index.tensors.get(name, ())]
         fetcher.fill(copy, index, numbers, model, report)
     return msgspec.structs.replace(files, held=held)
 

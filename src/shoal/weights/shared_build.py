@@ -16,6 +16,8 @@ from shoal.weights.shared_index import SharedExtent, SharedFile, SharedIndex
 from shoal.weights.source import ModelFiles, open_source
 from shoal.weights.tensors import Extent, Layout
 
+MAX_EXTENT_BYTES = 1 << 24
+
 
 class FileState(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """By what a file is taken to be the one that was hashed."""
@@ -83,9 +85,14 @@ def _hash(files: ModelFiles, report: Progress) -> HashedModel:
     names = sorted(_file_names(layout))
     shared_files = tuple(SharedFile(name, _state(folder / name).num_bytes) for name in names)
     states = file_states(folder, shared_files)
-    extents = sorted({*layout.opening, *layout.tensors.values()})
+    cuts = {whole: _cut(whole) for whole in (*layout.opening, *layout.tensors.values())}
+    extents = sorted({extent for cut in cuts.values() for extent in cut})
     number_of = {extent: number for number, extent in enumerate(extents)}
     digests = _digests(folder, extents, files.name, report)
+
+    def numbers(whole: Extent) -> tuple[int, ...]:
+        return tuple(number_of[extent] for extent in cuts[whole])
+
     index = SharedIndex(
         kind=files.kind,
         main=files.path.name if files.kind == "gguf" else ".",
@@ -94,10 +101,19 @@ def _hash(files: ModelFiles, report: Progress) -> HashedModel:
             SharedExtent(names.index(extent.file), extent.offset, extent.num_bytes, digest)
             for extent, digest in zip(extents, digests, strict=True)
         ),
-        opening=tuple(number_of[extent] for extent in layout.opening),
-        tensors={name: number_of[layout.tensors[name]] for name in sorted(layout.tensors)},
+        opening=tuple(number for whole in layout.opening for number in numbers(whole)),
+        tensors={name: numbers(layout.tensors[name]) for name in sorted(layout.tensors)},
     )
     return HashedModel(index=index, states=states)
+
+
+def _cut(whole: Extent) -> list[Extent]:
+    """So that no more than MAX_EXTENT_BYTES are fetched in vain or hashed by one thread."""
+    end = whole.offset + whole.num_bytes
+    return [
+        Extent(whole.file, start, min(MAX_EXTENT_BYTES, end - start))
+        for start in range(whole.offset, end, MAX_EXTENT_BYTES)
+    ]
 
 
 def _file_names(layout: Layout) -> set[str]:

@@ -1,8 +1,12 @@
-"""What a head shares of a model's files: their sizes, and every extent with its SHA-256."""
+"""What a head shares of a model's files: their sizes, and every extent with its SHA-256.
+
+A small tensor is one extent, a large one is several.
+"""
 
 from __future__ import annotations
 
 import re
+from itertools import chain
 from pathlib import PurePosixPath
 
 import msgspec
@@ -60,7 +64,7 @@ class SharedIndex(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     extents: tuple[SharedExtent, ...]
     opening: tuple[int, ...]
     """What must be there before the model can be opened, see `Layout.opening`."""
-    tensors: dict[str, int]
+    tensors: dict[str, tuple[int, ...]]
 
     def __post_init__(self) -> None:
         names = [file.name for file in self.files]
@@ -68,7 +72,7 @@ class SharedIndex(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
             raise SourceError(f"a model's index names its files wrongly: {names}, {self.main!r}")
         for extent in self.extents:
             self._check(extent)
-        for number in (*self.opening, *self.tensors.values()):
+        for number in chain(self.opening, *self.tensors.values()):
             if not 0 <= number < len(self.extents):
                 raise SourceError(
                     f"a model's index of {len(self.extents)} extents refers to number {number}"
