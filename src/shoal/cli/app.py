@@ -7,7 +7,19 @@ from typing import Annotated
 
 import typer
 
-from shoal.cli import bench, chat, evaluate, generate, head, join, models, profile, pull, serve
+from shoal.cli import (
+    bench,
+    chat,
+    evaluate,
+    generate,
+    head,
+    join,
+    models,
+    plan,
+    profile,
+    pull,
+    serve,
+)
 from shoal.cli.group import ShoalGroup
 from shoal.cli.token import token_app
 
@@ -69,6 +81,7 @@ app.command(rich_help_panel=FETCH_PANEL, epilog=pull.EPILOG)(pull.pull)
 app.command(rich_help_panel=FETCH_PANEL, epilog=models.EPILOG)(models.models)
 app.command(rich_help_panel=MEASURE_PANEL, epilog=bench.EPILOG)(bench.bench)
 app.command(rich_help_panel=MEASURE_PANEL, epilog=profile.EPILOG)(profile.profile)
+app.command(rich_help_panel=MEASURE_PANEL, epilog=plan.EPILOG)(plan.plan)
 
 app.command(rich_help_panel=CLUSTER_PANEL, epilog=head.EPILOG)(head.head)
 app.command(rich_help_panel=CLUSTER_PANEL, epilog=join.EPILOG)(join.join)

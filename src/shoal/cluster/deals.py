@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from itertools import permutations
 
 from shoal.cluster.moves import State
 from shoal.cluster.options import Chain, Options
@@ -10,8 +11,8 @@ from shoal.cluster.options import Chain, Options
 # Numbers of chains and of nodes to try rise by this factor.
 _GROWTH = 1.3
 _TEAM_SIZES = (2, 3, 4, 8)
-# Beyond, timing teams takes seconds; small moves still make some.
-_MOST_NODES_IN_TEAMS = 24
+# Beyond, timing teams and trying all ends takes seconds; small moves still find some.
+_FEW_NODES = 24
 
 
 def deals(options: Options, names: Sequence[str]) -> Iterator[State]:
@@ -22,6 +23,15 @@ def deals(options: Options, names: Sequence[str]) -> Iterator[State]:
         for prefer_room in (False, True):
             yield from dealer.deal(num_chains, prefer_room=prefer_room)
         num_chains = max(num_chains + 1, int(num_chains * _GROWTH))
+    if len(names) <= _FEW_NODES:
+        yield from _with_ends(names)
+
+
+def _with_ends(names: Sequence[str]) -> Iterator[State]:
+    """Every choice of first and last stage: where memory is short, few hold embedding and head."""
+    for first, last in permutations(names, 2):
+        between = ((name,) for name in names if name not in (first, last))
+        yield (((first,), *between, (last,)),)
 
 
 class _Dealer:
@@ -30,7 +40,7 @@ class _Dealer:
     def __init__(self, options: Options, names: Sequence[str]) -> None:
         goal, cost, clockwork = options.goal, options.cost, options.clockwork
         self._options = options
-        is_small = len(names) <= _MOST_NODES_IN_TEAMS
+        is_small = len(names) <= _FEW_NODES
         self._team_sizes = [s for s in _TEAM_SIZES if s <= options.max_ranks and is_small]
         self._num_layers = cost.dims.num_layers
         rows = 1 if goal.objective == "latency" else max(1.0, goal.num_streams / 4)

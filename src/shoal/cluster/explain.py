@@ -41,8 +41,8 @@ def rejected_by(best: Option, search: Search, options: Options) -> Iterator[Reje
         yield Rejected(what=f"{alone.nodes[0]} alone", why=_instead(alone, best, options))
     split = search.best_split()
     if split and len(best.nodes) == 1:
-        what = f"split over {_listed(split.nodes)}"
-        yield Rejected(what=what, why=_instead(split, best, options))
+        what = " → ".join(" + ".join(team) for team in split.replicas[0].chain)
+        yield Rejected(what=f"split as {what}", why=_instead(split, best, options))
     used = set(best.nodes)
     left_out = [name for name in options.names_by_speed if name not in used]
     for name in left_out[:_MOST_EXPLAINED]:

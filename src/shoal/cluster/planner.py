@@ -32,7 +32,7 @@ def propose(cluster: Cluster, cost: ModelCost, goal: Goal) -> Proposal:
     found = search.best()
     if found is None:
         raise does_not_fit(options)
-    best = _refined(found, options)
+    best = _quickest_first(_refined(found, options), options)
     placement = as_placement(best, options)
     return Proposal(
         goal=goal,
@@ -63,6 +63,14 @@ def _refined(found: Option, options: Options) -> Option:
     if options.goal.objective == "balanced":
         return found
     return together(option for cut in found.replicas if (option := options.best(cut.chain)))
+
+
+def _quickest_first(option: Option, options: Options) -> Option:
+    order = options.names_by_speed
+    replicas = sorted(
+        option.replicas, key=lambda cut: min(order.index(n) for team in cut.chain for n in team)
+    )
+    return Option(option.one, option.many, tuple(replicas))
 
 
 def _replica(number: int, cut: CutChain, options: Options) -> ReplicaPlacement:
