@@ -52,7 +52,7 @@ def join(
             default_name=platform.node().split(".")[0],
             report=note,
         )
-        service = JoinService(folder, membership, note)
+        service = JoinService(folder, membership, head=head, report=note)
         try:
             service.run(stop)
         finally:

@@ -123,7 +123,8 @@ def _send(
         if cause is not None:
             raise PeerRefused(
                 f"{where} cannot prove that it is the head ({cause.verify_message}): give "
-                "'shoal join' the address that 'shoal head' was started with"
+                "'shoal join' the address that 'shoal head' was started with, and a token if it is "
+                "another head than before"
             ) from error
         raise PeerLost(
             f"no head answers at {where} ({error}): is 'shoal head' running there, and does a "

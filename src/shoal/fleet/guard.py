@@ -1,5 +1,6 @@
-"""Runs a command so that nothing of it stays behind: `python -m shoal.fleet.guard COMMAND …`.
+"""Runs a command so that nothing of it stays behind.
 
+`python -m shoal.fleet.guard GRACE_S COMMAND …`
 It ends with whoever holds the other side of its standard input, however that one ends, and takes
 all descendants of the command along, also those that have lost their parents.
 """
@@ -16,12 +17,12 @@ import time
 
 import psutil
 
-GRACE_S = 8.0
 POLL_S = 0.1
 _PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36
 
 
-def main(command: list[str]) -> int:
+def main(grace_s: float, command: list[str]) -> int:
+    """The command's exit status. When it must end, it has `grace_s` to do so in order."""
     _prctl(_PR_SET_CHILD_SUBREAPER, 1)
     signal.signal(signal.SIGTERM, _leave)
     child = subprocess.Popen(
@@ -37,7 +38,7 @@ def main(command: list[str]) -> int:
         # The subprocess module must not wait for what has been waited for.
         child.returncode = status if status is not None else 0
         if status is None:
-            status = _ask_to_end(child.pid)
+            status = _ask_to_end(child.pid, grace_s)
         _kill_descendants()
     return status
 
@@ -65,9 +66,9 @@ def _reap(pid: int) -> int | None:
         return 1
 
 
-def _ask_to_end(pid: int) -> int:
+def _ask_to_end(pid: int, grace_s: float) -> int:
     os.kill(pid, signal.SIGTERM)
-    deadline_s = time.monotonic() + GRACE_S
+    deadline_s = time.monotonic() + grace_s
     while time.monotonic() < deadline_s:
         status = _reap(pid)
         if status is not None:
@@ -97,4 +98,4 @@ def _prctl(option: int, value: int) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(main(float(sys.argv[1]), sys.argv[2:]))

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 
-from shoal.errors import ConfigError, PeerRefused
+import msgspec
+
+from shoal.errors import ConfigError, PeerLost, PeerRefused
 from shoal.fleet.enrol import answers, authority_fingerprint, enrol, route_to
 from shoal.fleet.ray_node import RayNode, require_ray, wait_until_up
 from shoal.fleet.state import Membership, StateFolder
@@ -39,11 +42,10 @@ def become_node(
     if before is not None and before.is_head:
         raise ConfigError(f"this machine is itself a head ({folder.path}): choose another --state")
     text = parse_token(token) if token else None
-    if before is not None and _still_holds(folder, before, text.fingerprint if text else None):
-        same = (before.head_address, before.port, before.address, node or before.node)
-        if same == (head_address, port, wanted, before.node):
-            report(f"'{before.node}' of '{before.cluster}' has its certificate still")
-            return before
+    is_same = before is not None and (before.node, before.address) == (node or before.node, wanted)
+    if before and is_same and _still_holds(folder, before, text.fingerprint if text else None):
+        report(f"'{before.node}' of '{before.cluster}' has its certificate still")
+        return moved(folder, before, head_address, port)
     if text is None:
         raise ConfigError(
             "joining this head under this name and address needs a token: run 'shoal token "
@@ -67,18 +69,35 @@ def _still_holds(folder: StateFolder, before: Membership, fingerprint: str | Non
         return False
 
 
+def moved(folder: StateFolder, before: Membership, head_address: str, port: int) -> Membership:
+    """The same membership, with the head elsewhere. Its certificate must still prove it."""
+    if (before.head_address, before.port) == (head_address, port):
+        return before
+    membership = msgspec.structs.replace(before, head_address=head_address, port=port)
+    folder.save(membership)
+    return membership
+
+
 class JoinService:
     def __init__(
-        self, folder: StateFolder, membership: Membership, report: Callable[[str], None]
+        self,
+        folder: StateFolder,
+        membership: Membership,
+        *,
+        head: str,
+        report: Callable[[str], None],
     ) -> None:
+        """`head` is a name or address; a name is looked up again when the head is gone."""
         self._folder = folder
         self._membership = membership
+        self._head = head
         self._report = report
         self._ray = RayNode(folder, membership)
 
     def run(self, stop: threading.Event) -> None:
         """Be a node until stopped, and again whenever the head returns. Raises OperatorError."""
         while self._wait_for_head(stop):
+            self._ray = RayNode(self._folder, self._membership)
             self._ray.start()
             if not wait_until_up(self._ray, stop):
                 return
@@ -94,7 +113,7 @@ class JoinService:
         self._ray.stop()
 
     def _wait_for_head(self, stop: threading.Event) -> bool:
-        """False if stopped meanwhile."""
+        """False if stopped meanwhile. Raises PeerRefused if another head is there."""
         is_told = False
         while not stop.is_set():
             if answers(self._folder, self._membership):
@@ -103,4 +122,10 @@ class JoinService:
                 self._report(f"waiting for the head, {self._membership.head_address}")
                 is_told = True
             stop.wait(RETRY_S)
+            self._look_up_head()
         return False
+
+    def _look_up_head(self) -> None:
+        with suppress(PeerLost):
+            address, _ = route_to(self._head, self._membership.port)
+            self._membership = moved(self._folder, self._membership, address, self._membership.port)

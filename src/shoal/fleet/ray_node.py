@@ -22,7 +22,8 @@ from shoal.parallel.identity import CA_FILE, NODE_FILE, NODE_KEY_FILE
 
 NODE_LABEL = "shoal.dev/node"
 START_TIMEOUT_S = 90.0
-STOP_TIMEOUT_S = 15.0
+GRACE_S = 8.0
+STOP_TIMEOUT_S = GRACE_S + 7.0
 # The least that Ray takes: no tensor ever lies in its store.
 OBJECT_STORE_BYTES = 80_000_000
 # How long a node works on without the head before it leaves and asks anew.
@@ -125,7 +126,7 @@ class RayNode:
         command = start_command(membership, scratch, len(os.sched_getaffinity(0)))
         with self._folder.ray_log.open("wb") as log:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "shoal.fleet.guard", *command],
+                [sys.executable, "-m", "shoal.fleet.guard", str(GRACE_S), *command],
                 stdin=subprocess.PIPE,
                 stdout=log,
                 stderr=subprocess.STDOUT,
