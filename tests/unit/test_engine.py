@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from shoal.engine.api import Delta, ModelInfo
+from shoal.engine.api import Delta, ModelInfo, WorkerStats
 from shoal.engine.engine import Engine
 from shoal.engine.executor import Capacity
 from shoal.engine.outputs import gather
@@ -76,6 +76,9 @@ class Counting:
     def restart(self, epoch: int) -> Capacity:
         self.plans.clear()
         return Capacity(num_blocks=64, max_in_flight=self.max_in_flight)
+
+    def workers(self) -> list[WorkerStats]:
+        return []
 
     def close(self) -> None:
         pass

@@ -42,10 +42,34 @@ class ModelInfo(msgspec.Struct, frozen=True, kw_only=True):
     description: str
 
 
+class WorkerStats(msgspec.Struct, frozen=True, kw_only=True):
+    """One seat of a split model; counters since the engine's start.
+
+    `busy_seconds` computing, `waiting_seconds` for the previous stage in the middle of a step,
+    `bubble_seconds` not computing while its replica had a plan under way. Bytes and messages are
+    those sent to the next stage, and to other ranks of its own.
+    """
+
+    worker: str
+    node: str
+    stage: int
+    rank: int
+    layers: tuple[int, int]
+    steps: int = 0
+    busy_seconds: float = 0.0
+    waiting_seconds: float = 0.0
+    bubble_seconds: float = 0.0
+    stage_bytes: int = 0
+    stage_messages: int = 0
+    rank_bytes: int = 0
+    rank_messages: int = 0
+
+
 class EngineStats(msgspec.Struct, frozen=True, kw_only=True):
     """Gauges of now, then counters since the start.
 
-    `replicas` is by name, and empty where there is but one; the rest are then their sums.
+    `replicas` is by name, and empty where there is but one; the numbers are then their sums.
+    `workers` are those of a split model, and `epoch` counts how often they have formed anew.
     """
 
     num_waiting: int = 0
@@ -60,6 +84,8 @@ class EngineStats(msgspec.Struct, frozen=True, kw_only=True):
     steps: int = 0
     step_seconds: float = 0.0
     schedule_seconds: float = 0.0
+    epoch: int = 0
+    workers: list[WorkerStats] = []
     replicas: dict[str, EngineStats] = {}
 
 

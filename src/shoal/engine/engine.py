@@ -140,6 +140,8 @@ class Engine:
                 steps=self._num_steps,
                 step_seconds=self._step_s,
                 schedule_seconds=self._schedule_s,
+                epoch=self._epoch,
+                workers=self._executor.workers(),
             )
 
     def health(self) -> Health:

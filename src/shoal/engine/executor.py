@@ -6,6 +6,7 @@ from typing import Protocol
 
 import msgspec
 
+from shoal.engine.api import WorkerStats
 from shoal.messages import Plan, StepResult
 from shoal.worker.worker import Worker
 
@@ -42,6 +43,10 @@ class Executor(Protocol):
         """
         ...
 
+    def workers(self) -> list[WorkerStats]:
+        """What each worker has done; nothing for a worker in this process."""
+        ...
+
     def close(self) -> None: ...
 
 
@@ -67,6 +72,9 @@ class LocalExecutor:
     def restart(self, epoch: int) -> Capacity:  # noqa: ARG002
         self._outstanding.clear()
         return self.capacity
+
+    def workers(self) -> list[WorkerStats]:
+        return []
 
     def close(self) -> None:
         pass

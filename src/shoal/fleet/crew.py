@@ -15,7 +15,7 @@ from shoal.errors import PeerLost
 from shoal.fleet.inbox import Inbox, error_of
 from shoal.fleet.worker_line import WorkerLine
 from shoal.messages import Plan, StepResult
-from shoal.parallel.control import Failed, Form, Formed, Loaded
+from shoal.parallel.control import Failed, Form, Formed, Loaded, Usage
 
 FORM_S = 30.0
 
@@ -48,10 +48,14 @@ class Crew:
         """What the least of the workers can hold: all use the same block ids."""
         return min(member.loaded.num_blocks for member in self.members.values())
 
+    def usages(self) -> dict[str, Usage | None]:
+        return {worker: member.line.usage for worker, member in self.members.items()}
+
     def form(self, epoch: int) -> None:
         """Connect all workers for an epoch. Raises PeerLost, and what a worker reports."""
         for worker, member in self.members.items():
             member.line.inbox = self._inbox
+            member.line.usage = None
             if member.line.is_lost:
                 raise PeerLost(f"worker {worker} is lost")
         session = secrets.token_hex(8)

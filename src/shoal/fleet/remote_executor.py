@@ -6,9 +6,11 @@ import logging
 import time
 from collections.abc import Callable
 
+from shoal.engine.api import WorkerStats
 from shoal.engine.executor import Capacity
 from shoal.errors import PeerLost
 from shoal.fleet.crew import Crew
+from shoal.fleet.ledger import Ledger
 from shoal.messages import Plan, StepResult
 
 log = logging.getLogger(__name__)
@@ -17,10 +19,7 @@ _FORM_ATTEMPTS = 3
 
 
 class RemoteExecutor:
-    """An Executor. `active_s` is time with a plan under way: a stage that was not busy for as
-    long has had a bubble.
-
-    `next_crew` is asked at every restart: it returns the crew it is given with lost workers
+    """An Executor. `next_crew` is asked at every restart: it returns the crew it is given with lost workers
     replaced, or another one that has been made ready.
     """
 
@@ -41,11 +40,11 @@ class RemoteExecutor:
         self._num_outstanding = 0
         self._active_since_s = 0.0
         self._past_active_s = 0.0
+        self._ledger = Ledger()
 
-    def active_s(self) -> float:
-        """Of this epoch."""
-        now_s = time.monotonic() if self._num_outstanding else self._active_since_s
-        return self._past_active_s + now_s - self._active_since_s
+    def workers(self) -> list[WorkerStats]:
+        crew = self.crew
+        return self._ledger.totals(crew.placement, crew.usages(), self._active_s())
 
     def submit(self, plan: Plan) -> None:
         if self._num_outstanding == 0:
@@ -58,11 +57,11 @@ class RemoteExecutor:
         self._num_outstanding -= 1
         if self._num_outstanding == 0:
             self._past_active_s += time.monotonic() - self._active_since_s
-            self._active_since_s = 0.0
         return result
 
     def restart(self, epoch: int) -> Capacity:
         """Raises PeerLost when workers keep getting lost, or what kept new ones from loading."""
+        self._ledger.close_epoch(self.crew.placement, self.crew.usages(), self._active_s())
         self._epoch = epoch
         self._num_outstanding = 0
         self._past_active_s = 0.0
@@ -77,6 +76,11 @@ class RemoteExecutor:
                 log.warning("%s; trying again", error)
         self.max_in_flight = len(self.crew.stages)
         return Capacity(num_blocks=self.crew.num_blocks, max_in_flight=self.max_in_flight)
+
+    def _active_s(self) -> float:
+        """Time of this epoch with a plan under way."""
+        running_s = time.monotonic() - self._active_since_s if self._num_outstanding else 0.0
+        return self._past_active_s + running_s
 
     def close(self) -> None:
         self._dismiss(self.crew)

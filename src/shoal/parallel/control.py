@@ -130,6 +130,13 @@ class Greeting(
     sender: int
 
 
+class Meeting(msgspec.Struct, frozen=True, kw_only=True, tag="meeting", forbid_unknown_fields=True):
+    """Where a library's own process group meets; rank 0 tells the others."""
+
+    host: str
+    port: int
+
+
 class HiddenStates(
     msgspec.Struct, frozen=True, kw_only=True, tag="hidden_states", forbid_unknown_fields=True
 ):

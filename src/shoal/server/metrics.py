@@ -33,6 +33,18 @@ _COUNTERS = {
 }
 
 
+_WORKER_COUNTERS = {
+    "steps": "Steps a worker took part in",
+    "busy_seconds": "Time a worker computed",
+    "waiting_seconds": "Time a worker waited for the previous stage in the middle of a step",
+    "bubble_seconds": "Time a worker did not compute while its replica had a plan under way",
+    "stage_bytes": "Bytes sent to the next stage",
+    "stage_messages": "Messages sent to the next stage",
+    "rank_bytes": "Bytes handed to other ranks of the stage",
+    "rank_messages": "Messages handed to other ranks of the stage",
+}
+
+
 class EngineCollector(Collector):
     """Reads `engine.stats()` when Prometheus asks, so that nothing is counted twice."""
 
@@ -50,6 +62,7 @@ class EngineCollector(Collector):
         if stats.replicas:
             yield from _by_replica(stats.replicas, GaugeMetricFamily, _GAUGES)
             yield from _by_replica(stats.replicas, CounterMetricFamily, _COUNTERS)
+        yield from _by_worker(stats.replicas or {"r0": stats})
 
 
 def _by_replica(
@@ -62,6 +75,18 @@ def _by_replica(
         metric = family(f"shoal_replica_{field}", f"{text}, by replica", labels=["replica"])
         for name, stats in replicas.items():
             metric.add_metric([name], getattr(stats, field))
+        yield metric
+
+
+def _by_worker(replicas: dict[str, EngineStats]) -> Iterator[Metric]:
+    """By seat, not by process: a worker that is replaced goes on where the last one ended."""
+    labels = ["replica", "stage", "rank", "node"]
+    workers = [(name, worker) for name, stats in replicas.items() for worker in stats.workers]
+    for field, text in _WORKER_COUNTERS.items() if workers else ():
+        metric = CounterMetricFamily(f"shoal_worker_{field}", text, labels=labels)
+        for name, worker in workers:
+            place = [name, str(worker.stage), str(worker.rank), worker.node]
+            metric.add_metric(place, getattr(worker, field))
         yield metric
 
 

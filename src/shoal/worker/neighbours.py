@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import socket
+from typing import Literal
+
 import msgspec
 
+from shoal.errors import ConfigError
+from shoal.parallel.address import HostAddress, parse_address
 from shoal.parallel.channel import Channel
+from shoal.parallel.collective import TorchCollective
 from shoal.parallel.communicator import Communicator, Solo
-from shoal.parallel.control import Form, Greeting, Role
-from shoal.parallel.endpoint import Security, dial
+from shoal.parallel.control import Form, Greeting, Meeting, Role
+from shoal.parallel.endpoint import MutualTls, Security, dial
 from shoal.parallel.partition import Shard
 from shoal.parallel.shared_memory import SharedMemory
 from shoal.parallel.socket_exchange import SocketExchange
@@ -18,6 +24,7 @@ CONNECT_S = 20.0
 # How long a rank looks for the others' sums before it sleeps; on shared cores it is in the way.
 _POLL_S = 0.002
 _SHARED_POLL_S = 0.0001
+_LOOPBACK = "127.0.0.1"
 
 
 class Neighbours:
@@ -45,6 +52,8 @@ class Neighbours:
                 timeout_s=self._patience_s,
                 poll_s=poll_s,
             )
+        if form.transport in ("gloo", "nccl"):
+            return self._collective(form.transport)
         others = [rank for rank in range(shard.num_ranks) if rank != shard.rank]
         senders = [self._dial("rank", form.ranks[other]) for other in others]
         receivers = [self._await("rank", other) for other in others]
@@ -53,6 +62,36 @@ class Neighbours:
             senders,
             receivers,
             wire_format=form.wire_format,
+            timeout_s=self._patience_s,
+        )
+
+    def _collective(self, backend: Literal["gloo", "nccl"]) -> Communicator:
+        """Rank 0 tells the others where to meet."""
+        if isinstance(self._security, MutualTls):
+            raise ConfigError(
+                f"{backend} cannot encrypt: use --transport auto, or --insecure-plaintext if "
+                "everybody on the network may read and change what the model computes"
+            )
+        form, shard = self._form, self._shard
+        own = parse_address(self._peers.address)
+        own_host = own.host if isinstance(own, HostAddress) else _LOOPBACK
+        if shard.rank == 0:
+            meeting = Meeting(host=own_host, port=_free_port(own_host))
+            for address in form.ranks[1:]:
+                channel = self._dial("rank", address)
+                channel.send(msgspec.msgpack.encode(meeting))
+                channel.close()
+        else:
+            header, _ = self._await("rank", 0).receive(CONNECT_S)
+            meeting = msgspec.msgpack.decode(header, type=Meeting)
+        return TorchCollective(
+            backend,
+            shard.rank,
+            shard.num_ranks,
+            meeting.host,
+            meeting.port,
+            form.epoch,
+            own_address=own_host,
             timeout_s=self._patience_s,
         )
 
@@ -79,3 +118,10 @@ class Neighbours:
         channel.set_patience(self._patience_s)
         channel.send(msgspec.msgpack.encode(greeting))
         return channel
+
+
+def _free_port(host: str) -> int:
+    """torch's store wants a number; the system hands out others before it gives this one again."""
+    with socket.create_server((host, 0)) as server:
+        port: int = server.getsockname()[1]
+        return port
