@@ -10,7 +10,6 @@ from shoal.cluster.prediction import Objective
 from shoal.cluster.proposal import Rejected
 from shoal.errors import PlacementError
 
-GIB = 2**30
 _MOST_EXPLAINED = 8
 
 
@@ -71,18 +70,19 @@ def does_not_fit(options: Options) -> PlacementError:
     needed = weights + tables + cache
     largest = max(nodes, key=lambda node: node.memory_bytes)
     layer = cost.layer_bytes(whole, goal.kv_tokens)
-    why = (
-        f"one layer with its cache takes {_gib(layer)}, embedding and head {_gib(tables)}, and no "
-        f"division of them fits; the largest node, {largest.name}, has "
-        f"{_gib(largest.memory_bytes)}"
-        if offered >= needed
-        else f"that is {_gib(needed - offered)} too little"
-    )
+    if needed > offered:
+        why = f"that is {_amount(needed - offered)} too little"
+    else:
+        why = (
+            f"one layer with its cache takes {_amount(layer)}, embedding and head "
+            f"{_amount(tables)}, and no division of them was found; the largest node, "
+            f"{largest.name}, has {_amount(largest.memory_bytes)}"
+        )
     return PlacementError(
-        f"{cost.name} needs {_gib(needed)}: {_gib(weights + tables)} of weights with precision "
-        f"'{cost.precision}' and {_gib(cache)} of cache for {goal.kv_tokens:,} tokens. "
-        f"The {len(nodes)} nodes offer {_gib(offered)}: {why}. Add a node or memory, lower "
-        f"--context, or take fewer bits with --quantize"
+        f"{cost.name} needs {_amount(needed)}: {_amount(weights + tables)} of weights with "
+        f"precision '{cost.precision}' and {_amount(cache)} of cache for {goal.kv_tokens:,} "
+        f"tokens. The {len(nodes)} nodes offer {_amount(offered)}: {why}. Add a node or memory, "
+        f"lower --context, or take fewer bits with --quantize"
     )
 
 
@@ -162,5 +162,6 @@ def _listed(names: Sequence[str]) -> str:
     return shown if len(names) <= 6 else f"{shown} and {len(names) - 6} more"
 
 
-def _gib(num_bytes: float) -> str:
-    return f"{num_bytes / GIB:,.2f} GiB"
+def _amount(num_bytes: float) -> str:
+    mib = num_bytes / 2**20
+    return f"{mib:,.1f} MiB" if mib < 1024 else f"{mib / 1024:,.2f} GiB"

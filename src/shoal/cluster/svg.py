@@ -8,7 +8,7 @@ from xml.sax.saxutils import escape
 from shoal.cluster.drawing import heads_of, layers_of, stages_of
 from shoal.cluster.proposal import NodeUse, Proposal
 
-_STAGE_WIDTH, _NODE_HEIGHT, _GAP, _MARGIN = 210, 62, 46, 24
+_STAGE_WIDTH, _NODE_HEIGHT, _GAP, _MARGIN = 230, 62, 46, 24
 _HEAD_HEIGHT, _TITLE_HEIGHT, _REPLICA_GAP = 30, 74, 30
 _MOST_NAME_LETTERS = 22
 _GIB = 2**30
