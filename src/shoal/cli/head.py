@@ -36,6 +36,12 @@ def head(
     uses: Annotated[
         int, typer.Option(min=0, metavar="N", help="Machines that may join; 0: any number.")
     ] = 0,
+    with_token: Annotated[
+        bool,
+        typer.Option(
+            "--token/--no-token", help="Print a token, or leave that to 'shoal token create'."
+        ),
+    ] = True,
     state: StateOption = None,
 ) -> None:
     """Let machines join into a cluster. Runs until Ctrl-C."""
@@ -52,7 +58,8 @@ def head(
         )
         try:
             if service.start(stop):
-                print_join_command(folder, service.membership, ttl, uses or None)
+                if with_token:
+                    print_join_command(folder, service.membership, ttl, uses or None)
                 service.run(stop)
         finally:
             note("stopping")
