@@ -118,8 +118,9 @@ def test_layer_sizes_are_those_of_its_matrices() -> None:
     assert profile_layer.layer_activations(config) == sum(n + k for n, k in shapes)
 
 
+@pytest.mark.slow
 def test_a_layer_lies_wholly_on_its_device() -> None:
-    """The meta device computes shapes only, and refuses to mix with another."""
+    """The meta device computes shapes only, and refuses to mix; loading it takes seconds."""
     config = profile_layer._config(64, 2, 1, 32, 128)
     free = profile_layer._free_linears(torch.float32)
     for call in profile_layer._calls(config, free, torch.float32, "meta", 4, 20):
