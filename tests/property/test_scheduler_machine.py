@@ -6,7 +6,7 @@ with up to three plans outstanding, on a replica so small that memory is always 
 
 from __future__ import annotations
 
-from collections import Counter, deque
+from collections import deque
 from dataclasses import dataclass, field
 from itertools import count
 from typing import Any
@@ -252,11 +252,11 @@ class SchedulerMachine(RuleBasedStateMachine):
             return
         assert 0 < plan.num_tokens <= self.scheduler.limits.max_step_tokens
         assert plan.epoch == self.epoch
-        in_flight = {chunk.request_id for other in self.outstanding for chunk in other.chunks}
         ids = [chunk.request_id for chunk in plan.chunks]
-        assert len({*ids, *in_flight}) == len(ids) + len(in_flight), "in two chunks at once"
+        assert len(set(ids)) == len(ids), "twice in one plan"
         for chunk in plan.chunks:
             self._check_chunk(chunk)
+            self._check_follows(chunk)
         self._check_writes(plan)
         self.outstanding.append(plan)
 
@@ -274,13 +274,26 @@ class SchedulerMachine(RuleBasedStateMachine):
             assert chunk.sampling.prompt_history == request.prompt_tokens
             assert chunk.sampling.output_history == client.emitted
 
+    def _check_follows(self, chunk: Chunk) -> None:
+        """Of a request in flight only the next tokens of its prompt can be computed."""
+        sent = [c for plan in self.outstanding for c in plan.chunks]
+        before = [c for c in sent if c.request_id == chunk.request_id]
+        assert all(c.sampling is None for c in before), "the next token is not drawn yet"
+        if before:
+            assert chunk.start == before[-1].start + len(before[-1].tokens)
+
     def _check_writes(self, plan: Plan) -> None:
-        """What a chunk writes, no other chunk in flight may read or write."""
+        """What a chunk writes, no other request in flight may read or write."""
         chunks = [chunk for other in (*self.outstanding, plan) for chunk in other.chunks]
-        in_use = Counter(block_id for chunk in chunks for block_id in chunk.block_ids)
+        users: dict[int, set[int]] = {}
+        for chunk in chunks:
+            for block_id in chunk.block_ids:
+                users.setdefault(block_id, set()).add(chunk.request_id)
         for chunk in plan.chunks:
             written = chunk.block_ids[chunk.start // BLOCK_SIZE :]
-            assert all(in_use[block_id] == 1 for block_id in written), "a block is in use elsewhere"
+            assert all(users[i] == {chunk.request_id} for i in written), (
+                "a block is in use elsewhere"
+            )
 
     def _receive_result(self) -> None:
         plan = self.outstanding.popleft()

@@ -284,3 +284,31 @@ def test_a_result_that_is_not_what_was_asked_for_is_our_bug_and_changes_nothing(
         with pytest.raises(InternalError, match="request 1"):
             complete(scheduler, made, lambda _chunk, wrong=wrong: wrong)
     assert len(complete(scheduler, made)) == 1
+
+
+def test_a_long_prompt_fills_every_plan_in_flight() -> None:
+    """A pipeline's second stage must not idle while the first computes the rest of a prompt."""
+    scheduler = make_scheduler(max_in_flight=3, max_step_tokens=4)
+    scheduler.add(make_request(1, num_prompt=10))
+    plans = [plan(scheduler) for _ in range(3)]
+    assert [(p.chunks[0].start, len(p.chunks[0].tokens)) for p in plans] == [(0, 4), (4, 4), (8, 2)]
+    assert [p.chunks[0].sampling is not None for p in plans] == [False, False, True]
+    assert scheduler.plan(0.0) is None
+    events = [complete(scheduler, p) for p in plans]
+    assert [len(e) for e in events] == [0, 0, 1]
+    assert plan(scheduler).chunks[0].tokens == [WORD]
+
+
+def test_a_request_preempted_with_chunks_in_flight_goes_when_the_last_has_landed() -> None:
+    scheduler = make_scheduler(max_in_flight=2, max_step_tokens=4)
+    scheduler.add(make_request(1, num_prompt=12))
+    plans = [plan(scheduler), plan(scheduler)]
+    scheduler.preempt([1], "drain")
+    complete(scheduler, plans[0])
+    assert scheduler.running_ids == [1]
+    assert scheduler.plan(0.0) is None, "its rest must wait until it runs again"
+    complete(scheduler, plans[1])
+    assert scheduler.running_ids == []
+    assert scheduler.preemptions_by_reason == {"drain": 1}
+    # The blocks that were full are still cached.
+    assert plan(scheduler).chunks[0].start == 8

@@ -35,7 +35,7 @@ class BlockCache:
     def open(self, sequence: Sequence) -> bool:
         """Give a sequence blocks for all tokens known, shared where its prefix is cached.
 
-        Sets `block_ids` and `num_computed`; False, and no change, if too few blocks are free.
+        Sets `block_ids`, `num_computed` and `num_planned`; False, and no change, if too few blocks are free.
         """
         hits = self._cached_prefix(sequence)
         if not self._fits(sequence, hits):
@@ -43,7 +43,7 @@ class BlockCache:
         for block_id in hits:
             self.pool.share(block_id)
         sequence.block_ids = hits
-        sequence.num_computed = len(hits) * self._block_size
+        sequence.num_computed = sequence.num_planned = len(hits) * self._block_size
         return self.grow(sequence)
 
     def grow(self, sequence: Sequence) -> bool:

@@ -8,7 +8,7 @@ from shoal.schedule.sequence import Sequence
 
 def make_chunk(sequence: Sequence, num_tokens: int, block_size: int) -> Chunk:
     """The next `num_tokens` of a sequence; its blocks must cover them."""
-    start = sequence.num_computed
+    start = sequence.num_planned
     end = start + num_tokens
     reaches_end = end == len(sequence.tokens)
     return Chunk(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from bisect import insort
+from collections import Counter
 from collections.abc import Iterable
 from collections.abc import Sequence as Items
 from dataclasses import dataclass, field
@@ -37,8 +38,9 @@ class Scheduler:
     tokens it has emitted. Memory shortage, failures and drains are all preemptions. Rank is
     (priority, arrival, id), lowest first: it decides who runs first and who yields.
 
-    While a plan is outstanding, its requests take part in no other, and keep their blocks, even
-    if they are cancelled meanwhile. Not thread-safe.
+    Plans are computed in their order, so a long prompt may have chunks in several outstanding
+    ones; whoever waits for a token to be drawn is in one only. Blocks stay held until all plans
+    that write them have landed, even if their request is cancelled. Not thread-safe.
     """
 
     def __init__(
@@ -231,8 +233,10 @@ class Scheduler:
         for sequence in self._running:
             if flight.budget_tokens == 0:
                 return
-            if not sequence.in_flight and sequence.num_missing > 1:
-                self._take_off(flight, sequence, min(sequence.num_missing, flight.budget_tokens))
+            if sequence.preempt_reason is None and sequence.num_unplanned > (
+                0 if sequence.in_flight else 1
+            ):
+                self._take_off(flight, sequence, min(sequence.num_unplanned, flight.budget_tokens))
 
     def _plan_admissions(self, flight: Flight, now_s: float) -> None:
         """Start waiting requests in rank order, as far as tokens, places and blocks reach.
@@ -283,7 +287,7 @@ class Scheduler:
                 self._waiting.push(follower)
         if event is not None and event.finish_reason is not None:
             self._end(sequence)
-        elif sequence.preempt_reason is not None:
+        elif sequence.preempt_reason is not None and not sequence.in_flight:
             self._preempt(sequence, sequence.preempt_reason)
         return event
 
@@ -308,14 +312,15 @@ class Scheduler:
             self._tally.prefix_hit_tokens += sequence.num_computed
 
     def _take_off(self, flight: Flight, sequence: Sequence, num_tokens: int) -> None:
-        sequence.in_flight = True
         chunk = make_chunk(sequence, num_tokens, self.limits.block_size)
+        sequence.num_planned += num_tokens
+        sequence.num_in_flight += 1
         flight.parts.append((sequence, chunk))
         flight.budget_tokens -= num_tokens
 
     def _touch_down(self, sequence: Sequence) -> None:
-        sequence.in_flight = False
-        if sequence.state is State.ENDED:
+        sequence.num_in_flight -= 1
+        if sequence.state is State.ENDED and not sequence.in_flight:
             self._cache.release(sequence)
 
     def _preempt(self, sequence: Sequence, reason: str) -> None:
@@ -377,11 +382,30 @@ class Scheduler:
         assert len(running) <= self.limits.max_running
 
         assert len(self._flights) <= self.limits.max_in_flight
-        assert len({id(s) for s in flying}) == len(flying), "in two plans at once"
+        self._check_flights()
         assert {id(s) for s in running if s.in_flight} == {id(s) for s in flying if s not in ended}
         for sequence in waiting:
             assert not sequence.block_ids and not sequence.num_computed and not sequence.in_flight
         for sequence in running:
             assert sequence.num_missing > 0, f"{sequence.request_id} has nothing to compute"
-            assert sequence.num_computed <= len(sequence.block_ids) * self.limits.block_size
-        self._cache.check(running + ended)
+            assert sequence.num_computed <= sequence.num_planned
+            assert sequence.num_planned <= len(sequence.block_ids) * self.limits.block_size
+        self._cache.check(running + list({id(s): s for s in ended}.values()))
+
+    def _check_flights(self) -> None:
+        """Assert that each sequence's chunks under way follow on what is computed, in order."""
+        next_start: dict[int, int] = {}
+        num_plans: Counter[int] = Counter()
+        for flight in self._flights.values():
+            for sequence, chunk in flight.parts:
+                start = next_start.get(id(sequence), sequence.num_computed)
+                in_order = chunk.start == start or sequence.state is State.ENDED
+                assert in_order, f"{sequence.request_id} is computed out of order"
+                next_start[id(sequence)] = chunk.start + len(chunk.tokens)
+                num_plans[id(sequence)] += 1
+                last_start = sequence.num_planned - len(chunk.tokens)
+                assert chunk.sampling is None or chunk.start == last_start
+        for flight in self._flights.values():
+            for sequence, _ in flight.parts:
+                assert next_start[id(sequence)] == sequence.num_planned
+                assert num_plans[id(sequence)] == sequence.num_in_flight

@@ -22,9 +22,10 @@ class State(Enum):
 class Sequence:
     """A request and its progress, which is one number: `num_computed` of its `tokens`.
 
-    `tokens` are the prompt's, then those emitted. `in_flight` is True while an outstanding plan
-    computes a chunk of it; its blocks then stay held even after it has ended. `preempt_reason`
-    is set when it has to be preempted as soon as that plan completes.
+    `tokens` are the prompt's, then those emitted; `num_planned` of them are computed or in a
+    plan. `num_in_flight` counts the outstanding plans that compute a chunk of it; until they have
+    landed its blocks stay held even after it has ended. `preempt_reason` is set when it has to be
+    preempted as soon as they have.
     """
 
     request: Request
@@ -35,7 +36,8 @@ class Sequence:
     state: State = State.WAITING
     num_computed: int = 0
     block_ids: list[int] = field(default_factory=list)
-    in_flight: bool = False
+    num_planned: int = 0
+    num_in_flight: int = 0
     preempt_reason: str | None = None
     prompt_computed: bool = False
     """Computed at least once: stays True through preemptions."""
@@ -71,9 +73,18 @@ class Sequence:
         return len(self.tokens) - len(self.request.prompt_tokens)
 
     @property
+    def in_flight(self) -> bool:
+        return self.num_in_flight > 0
+
+    @property
     def num_missing(self) -> int:
         """Tokens to compute before the next one can be drawn."""
         return len(self.tokens) - self.num_computed
+
+    @property
+    def num_unplanned(self) -> int:
+        """Those of them that are in no plan yet."""
+        return len(self.tokens) - self.num_planned
 
     @property
     def generates(self) -> bool:
@@ -96,5 +107,6 @@ class Sequence:
         assert not self.block_ids
         self.state = State.WAITING
         self.num_computed = 0
+        self.num_planned = 0
         self.preempt_reason = None
         self.pooled = b""

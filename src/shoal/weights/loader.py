@@ -15,6 +15,7 @@ from shoal.models.vocabulary import Head, SlicedEmbedding, SlicedHead
 from shoal.parallel.communicator import Communicator
 from shoal.parallel.partition import Shard, Span
 from shoal.weights import inventory
+from shoal.weights.needed import needed_parts
 from shoal.weights.parts import Parts
 from shoal.weights.tensors import TensorSource
 
@@ -32,7 +33,7 @@ def load_decoder(
     config = decoder_config(source.config)
     _check_shard(config, shard)
     names = inventory.decoder_names(source, config)
-    inventory.check(source, inventory.decoder_shapes(config), names, _needed(config, shard))
+    inventory.check(source, inventory.decoder_shapes(config), names, needed_parts(config, shard))
     parts = Parts(source, names, scheme)
     return _DecoderBuilder(config, shard, parts, scheme, communicator).decoder()
 
@@ -52,17 +53,6 @@ def load_encoder(source: TensorSource, *, scheme: Scheme) -> Encoder:
         embedding_norm=_layer_norm(config, parts, "embeddings.LayerNorm"),
         layers=[_encoder_layer(config, layer, parts) for layer in range(config.num_layers)],
     )
-
-
-def _needed(config: DecoderConfig, shard: Shard) -> list[str]:
-    """The tensors that the shard reads, whole or in part."""
-    head = inventory.EMBEDDING if config.tied_head else inventory.HEAD
-    needed = [inventory.EMBEDDING] if shard.is_first else []
-    for layer in range(shard.layers.start, shard.layers.stop):
-        needed += inventory.decoder_layer_shapes(config, layer)
-    if shard.is_last:
-        needed += [inventory.FINAL_NORM] + [head] * (head not in needed)
-    return needed
 
 
 class _DecoderBuilder:

@@ -6,9 +6,11 @@ import logging
 import queue
 import threading
 import time
+from collections.abc import Callable
 
 import msgspec
 import torch
+from msgspec import structs
 
 from shoal.errors import ConfigError, OperatorError, PeerLost, ShoalError
 from shoal.messages import Plan
@@ -46,7 +48,11 @@ def run(
     try:
         hello = Hello(service="worker", direction="down", caller=worker, address=peers.address)
         commands, reports = call_head(head_address, security, hello)
-        WorkerProcess(commands, reports, peers, security).serve()
+
+        def call_for_weights() -> tuple[Channel, Channel]:
+            return call_head(head_address, security, structs.replace(hello, service="weights"))
+
+        WorkerProcess(commands, reports, peers, security, call_for_weights).serve()
     finally:
         peers.close()
 
@@ -55,12 +61,18 @@ class WorkerProcess:
     """Carries out the head's messages in order; a newer Form interrupts what is under way."""
 
     def __init__(
-        self, commands: Channel, reports: Channel, peers: Peers, security: Security
+        self,
+        commands: Channel,
+        reports: Channel,
+        peers: Peers,
+        security: Security,
+        call_for_weights: Callable[[], tuple[Channel, Channel]],
     ) -> None:
         self._commands = commands
         self._reports = reports
         self._peers = peers
         self._security = security
+        self._call_for_weights = call_for_weights
         self._inbox: queue.SimpleQueue[ToWorker | None] = queue.SimpleQueue()
         self._newest_epoch = 0
         self._holder: ShardHolder | None = None
@@ -117,7 +129,7 @@ class WorkerProcess:
         if isinstance(message, Plan):
             self._step(message)
         elif isinstance(message, Load):
-            self._holder = ShardHolder(message)
+            self._holder = ShardHolder(message, self._call_for_weights)
             self._send(self._holder.loaded())
         elif isinstance(message, Form):
             self._form(message)

@@ -2,33 +2,44 @@
 
 from __future__ import annotations
 
+import logging
 import time
+from collections.abc import Callable
 
 from shoal.compute.kernels import choose_scheme
 from shoal.models.config import decoder_config
+from shoal.parallel.channel import Channel
 from shoal.parallel.communicator import CurrentCommunicator
 from shoal.parallel.control import Form, Load, Loaded
 from shoal.parallel.endpoint import Security
 from shoal.parallel.partition import Shard
+from shoal.weights.cache import Progress, cache_root
+from shoal.weights.fetch_shard import fetch_shard
 from shoal.weights.loader import load_decoder
-from shoal.weights.source import open_source, resolve
+from shoal.weights.source import ModelFiles, open_source, resolve
 from shoal.worker.kv_cache import KVCache, num_blocks_for
 from shoal.worker.neighbours import Neighbours
 from shoal.worker.peers import Peers
 from shoal.worker.stage import Stage
 from shoal.worker.worker import describe, max_context_of
 
+log = logging.getLogger(__name__)
+
 
 class ShardHolder:
-    """Loads on creation. Raises SourceError, UnsupportedModel, ConfigError, OutOfMemory."""
+    """Loads on creation. `call_for_weights` opens a call of the head's service for them.
 
-    def __init__(self, load: Load) -> None:
+    Raises SourceError, UnsupportedModel, ConfigError, OutOfMemory, PeerLost.
+    """
+
+    def __init__(self, load: Load, call_for_weights: Callable[[], tuple[Channel, Channel]]) -> None:
         start_s = time.perf_counter()
         self._load = load
         self._scheme = choose_scheme(load.config.dtype, load.config.quantize)
         self._communicator = CurrentCommunicator(load.shard.rank, load.shard.num_ranks)
         self._cache: KVCache | None = None
-        source = open_source(resolve(load.path))
+        files = resolve(load.path) if load.path else _fetch(load.shard, call_for_weights)
+        source = open_source(files)
         try:
             self._model = decoder_config(source.config)
             self._decoder = load_decoder(
@@ -88,3 +99,28 @@ class ShardHolder:
             cache = KVCache(self._model, self.shard, num_slots=num_slots, dtype=self._scheme.dtype)
             self._cache = cache
         return cache
+
+
+def _fetch(shard: Shard, call_for_weights: Callable[[], tuple[Channel, Channel]]) -> ModelFiles:
+    down, up = call_for_weights()
+    try:
+        return fetch_shard(down, up, shard, cache_root(), _log_progress())
+    finally:
+        down.close()
+        up.close()
+
+
+def _log_progress() -> Progress:
+    """A line for every tenth that has come."""
+    tenths: dict[str, int] = {}
+
+    def report(what: str, done_bytes: int, total_bytes: int | None) -> None:
+        tenth = 10 * done_bytes // total_bytes if total_bytes else 0
+        if tenths.get(what) != tenth:
+            tenths[what] = tenth
+            size = (
+                f": {done_bytes / 1e6:,.0f} of {total_bytes / 1e6:,.0f} MB" if total_bytes else ""
+            )
+            log.info("%s%s", what, size)
+
+    return report
