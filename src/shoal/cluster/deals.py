@@ -57,9 +57,7 @@ class _Dealer:
             name: clockwork.stage(options.team((name,)), rows).layer_s for name in self._room
         }
         self._hop_s = {
-            source: {
-                target: clockwork.boundary_s((source,), (target,), rows) for target in self._room
-            }
+            source: {target: clockwork.hop_s(source, target, rows) for target in self._room}
             for source in self._room
         }
         self.most_chains = int(sum(self._room.values()) / self._needed)

@@ -14,7 +14,7 @@ from shoal.cluster.moves import Move, State, moves, moves_with
 from shoal.cluster.options import Chain, Option, Options, together
 
 # In moves tried and layers dealt to stages: about a second.
-BUDGET = 200_000
+BUDGET = 120_000
 # No start may have more than this part of it.
 _START_SHARE = 3
 
@@ -86,7 +86,8 @@ class LocalSearch:
     def _option(self, chain: Chain) -> Option | None:
         """None if the chain has no room for the model."""
         if chain not in self._timed:
-            self._work += self._options.cost.dims.num_layers + _MOVE_WORK * len(chain)
+            work = self._options.cost.dims.num_layers + _MOVE_WORK * len(chain)
+            self._work += 2 * work if self._objective == "balanced" else work
             self._timed[chain] = self._options.quick_best(chain)
         return self._timed[chain]
 

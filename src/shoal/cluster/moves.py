@@ -77,9 +77,11 @@ def _replaced(chain: Chain, node: str, options: Options) -> Iterator[Chain]:
 
 
 def _between(state: State) -> Iterator[Move]:
-    """A stage moves to the end of another chain, or changes places with its last; or two chains
-    become one."""
+    """A stage moves to the end of another chain, or changes places with one there; or two chains
+    become one, or one becomes two."""
     for source, chain in enumerate(state):
+        for stage in range(1, len(chain)):
+            yield Move((source,), (chain[:stage], chain[stage:]))
         for target, other in enumerate(state):
             if source == target:
                 continue
@@ -88,5 +90,7 @@ def _between(state: State) -> Iterator[Move]:
                 before, after = chain[:stage], chain[stage + 1 :]
                 if before or after:
                     yield Move(both, (before + after, (*other, team)))
-                yield Move(both, ((*before, other[-1], *after), (*other[:-1], team)))
+                for place, swapped in enumerate(other if source < target else ()):
+                    swap = (*other[:place], team, *other[place + 1 :])
+                    yield Move(both, ((*before, swapped, *after), swap))
             yield Move(both, (chain + other,))

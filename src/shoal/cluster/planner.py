@@ -22,8 +22,11 @@ _MOST_NODES_COMPARED = 16
 def propose(cluster: Cluster, cost: ModelCost, goal: Goal) -> Proposal:
     """The placement that serves the goal best, as far as was searched.
 
-    Up to six nodes, and more if some are alike, every placement is looked at. Raises
-    PlacementError, with the figures, when the nodes cannot hold the model or none is given.
+    Up to six nodes, and more if some are alike, every placement is looked at: all sets of
+    nodes, orders of stages, tensor-parallel teams, cuts of the layers and sets of replicas, with
+    one worker a node and slices in proportion to speed. Beyond, and for fewer streams than
+    nodes, a good placement is searched for. Raises PlacementError, with the figures, when the
+    nodes cannot hold the model or none is given.
     """
     if not cluster.nodes:
         raise PlacementError("the cluster has no nodes: profile at least one")
@@ -41,7 +44,7 @@ def propose(cluster: Cluster, cost: ModelCost, goal: Goal) -> Proposal:
         nodes=node_uses(placement, options.clockwork, goal.kv_tokens),
         reasons=tuple(reasons_for(best, options)),
         rejected=tuple(rejected_by(best, search, options)),
-        is_optimal=isinstance(search, ExactSearch),
+        is_optimal=isinstance(search, ExactSearch) and goal.num_streams >= len(cluster.nodes),
     )
 
 

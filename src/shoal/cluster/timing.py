@@ -56,6 +56,11 @@ class Clockwork:
             for rank, sender in enumerate(source)
         )
 
+    def hop_s(self, source: str, target: str, rows: float) -> float:
+        """`boundary_s` between single nodes."""
+        latency_s, per_byte_s = self._wires.link(source, target)
+        return latency_s + per_byte_s * self.cost.hidden_bytes(rows)
+
     def way_back_s(self, last: tuple[str, ...], first: tuple[str, ...]) -> float:
         """A sampled token's way to where its next step begins."""
         return self._wires.link(last[0], first[0])[0]
