@@ -2,10 +2,11 @@
 
 Method: clusters of nodes that all differ, with matrix rates over a range of 10 and memory over a
 range of 4, of which most hold a part of the model only; every second cluster has links that all
-differ as well. Beside the time of a plan stand the share it reaches of the best there is, by
-trying every placement (up to 5 nodes), or else of what the nodes would do together if each had
-memory for the whole model and no wire between them, which no placement reaches. Times are of
-this thread's CPU. Limit: 2 s for 200 nodes and 100 layers.
+differ as well. Times are of this thread's CPU. The ideal beside them: if every node had memory for
+the whole model, the quickest alone for one stream (teams may beat it) and all of them together
+for many (nothing beats that). The second table holds local search, which plans for seven nodes
+and more, against trying every placement, on four and five. Limit: 2 s for 200 nodes and 100
+layers.
 """
 
 from __future__ import annotations
