@@ -187,7 +187,7 @@ def test_a_precision_nobody_measured_is_refused() -> None:
 # ---- many nodes ----------------------------------------------------------------------------
 
 
-def test_ten_nodes_of_two_kinds_are_still_few_placements() -> None:
+def test_seven_nodes_of_two_kinds_are_still_few_placements() -> None:
     nodes = tuple(node(f"n{i}", 1e10 if i < 2 else 2e9, 9) for i in range(7))
     cluster = Cluster(nodes=nodes, default_latency_s=1e-5, default_bytes_per_s=1e9)
     assert kinds_of(cluster) == [["n0", "n1"], ["n2", "n3", "n4", "n5", "n6"]]
