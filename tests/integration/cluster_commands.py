@@ -51,10 +51,12 @@ class Machines:
     """Starts commands on hosts; every host keeps its state in a folder of its own."""
 
     folder: Path
+    num_started: int = 0
 
     def start(self, host: Host, *words: str, state: str) -> Running:
         self.folder.mkdir(exist_ok=True)
-        log = self.folder / f"{state}.log"
+        self.num_started += 1
+        log = self.folder / f"{self.num_started}-{state}.log"
         environment = {**os.environ, "TMPDIR": str(self.folder), "COLUMNS": "200"}
         with log.open("ab") as output:
             process = subprocess.Popen(

@@ -273,10 +273,17 @@ def test_a_forged_request_for_a_certificate(head: Head) -> None:
     assert b"malformed" in answer
 
 
-@pytest.mark.parametrize("addresses", [[], ["127.0.0.3"] * 9, ["not an address \n"]])
+@pytest.mark.parametrize("addresses", [[], ["127.0.0.3"] * 9, ["no address"], ["\x1b[2J"], ["a\n"]])
 def test_addresses_that_cannot_be(head: Head, addresses: list[str]) -> None:
     body = {"token": str(head.token()), "node": "b", "addresses": addresses, "csr": "x"}
-    assert post(head, msgspec.json.encode(body))[0] == 403
+    assert post(head, msgspec.json.encode(body))[0] == 400
+
+
+@pytest.mark.parametrize("node", ["", "x" * 64, "a\n", "\x1b[2J"])
+def test_names_that_cannot_be(head: Head, node: str) -> None:
+    body = {"token": str(head.token()), "node": node, "addresses": ["127.0.0.3"], "csr": "x"}
+    assert post(head, msgspec.json.encode(body))[0] == 400
+    assert all(report.isprintable() for report in head.reports)
 
 
 def test_a_body_without_end_is_cut_off(head: Head) -> None:

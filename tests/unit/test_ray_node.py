@@ -14,7 +14,7 @@ import pytest
 from shoal.errors import ConfigError, InternalError, OperatorError
 from shoal.fleet import ray_node
 from shoal.fleet.ray_node import RayNode, check_port, ray_environment, start_command, use_ray
-from shoal.fleet.state import Membership, StateFolder, bracketed, state_folder
+from shoal.fleet.state import Membership, StateFolder, bracketed, check_node_name, state_folder
 
 HEAD = Membership(cluster="x", node="a", address="10.0.0.1", head_address="10.0.0.1", port=8470)
 NODE = msgspec.structs.replace(HEAD, node="b", address="10.0.0.2")
@@ -68,6 +68,7 @@ def test_a_start_that_fails_shows_what_ray_said(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(ray_node, "require_ray", lambda: None)
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     failing = [sys.executable, "-c", "print('no memory'); raise SystemExit(1)"]
     monkeypatch.setattr(ray_node, "start_command", lambda *_: failing)
     node = RayNode(StateFolder(tmp_path), NODE)
@@ -124,6 +125,14 @@ def test_scratch_is_short_and_private(tmp_path: Path, monkeypatch: pytest.Monkey
     scratch.parent.chmod(0o755)
     with pytest.raises(ConfigError, match="not this user's alone"):
         folder.scratch()
+
+
+@pytest.mark.parametrize("name", ["", "-a", "a-", "a b", "a\n", "x" * 64, "../x", "\x1b[2J"])
+def test_names_that_cannot_be(name: str) -> None:
+    with pytest.raises(ConfigError, match="cannot name a node"):
+        check_node_name(name)
+    for good in ("a", "rack1.node_2", "x" * 63):
+        check_node_name(good)
 
 
 def test_addresses_with_ports() -> None:

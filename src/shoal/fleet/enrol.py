@@ -11,7 +11,7 @@ import msgspec
 
 from shoal.errors import ConfigError, PeerLost, PeerRefused
 from shoal.fleet.registrar import JoinAnswer, JoinRequest
-from shoal.fleet.state import Membership, StateFolder, bracketed
+from shoal.fleet.state import Membership, StateFolder, bracketed, check_node_name
 from shoal.fleet.tokens import TokenText
 from shoal.parallel.identity import CA_FILE, fingerprint, install, make_request
 
@@ -27,6 +27,7 @@ def enrol(
     Raises PeerLost if the head does not answer, PeerRefused if it is not the token's head or does
     not let this machine in, ConfigError for a name that cannot be.
     """
+    check_node_name(node)
     ca_pem = fetch_authority(head_address, port, token.fingerprint)
     request = JoinRequest(
         token=str(token),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import secrets
 
 from shoal.fleet.registrar import LOOPBACK
-from shoal.fleet.state import Membership, StateFolder
+from shoal.fleet.state import Membership, StateFolder, check_node_name
 from shoal.parallel.identity import (
     CA_FILE,
     CA_KEY_FILE,
@@ -21,6 +21,7 @@ def found_cluster(folder: StateFolder, *, node: str, address: str, port: int) ->
 
     Its certificate is made anew each time, since name and address may change. Raises ConfigError.
     """
+    check_node_name(node)
     folder.create()
     before = folder.find()
     if not (folder.authority / CA_KEY_FILE).exists():

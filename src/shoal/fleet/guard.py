@@ -14,6 +14,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 
 import psutil
 
@@ -26,7 +27,10 @@ def main(grace_s: float, command: list[str]) -> int:
     _prctl(_PR_SET_CHILD_SUBREAPER, 1)
     signal.signal(signal.SIGTERM, _leave)
     child = subprocess.Popen(
-        command, stdin=subprocess.DEVNULL, start_new_session=True, preexec_fn=_die_with_parent
+        command,
+        stdin=subprocess.DEVNULL,
+        start_new_session=True,
+        preexec_fn=partial(_die_with, os.getpid()),
     )
     status: int | None = None
     try:
@@ -87,9 +91,11 @@ def _kill_descendants() -> None:
                 continue
 
 
-def _die_with_parent() -> None:
-    """Should the guard itself be killed."""
+def _die_with(guard: int) -> None:
+    """Should the guard itself be killed, even before the kernel knew that it mattered."""
     _prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+    if os.getppid() != guard:
+        os._exit(1)
 
 
 def _prctl(option: int, value: int) -> None:

@@ -4,29 +4,35 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Collection
+from typing import Annotated
 
 import msgspec
 
 from shoal.errors import PeerRefused
-from shoal.fleet.state import Membership, StateFolder
+from shoal.fleet.state import NODE_NAME, Membership, StateFolder
 from shoal.fleet.token_store import TokenStore
 from shoal.fleet.tokens import parse_token
 from shoal.parallel.identity import CA_FILE, issue
 
 # Ray's processes on one machine talk over loopback, also with TLS.
 LOOPBACK = ("127.0.0.1", "localhost")
-MAX_ADDRESSES = 8
 # From its certificate until it shows up among the nodes.
 ARRIVAL_S = 60.0
 
 
 class JoinRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What a machine that wants to join says. `csr` is PEM; its key never leaves that machine."""
+    """What a machine that wants to join says. `csr` is PEM; its key never leaves that machine.
 
-    token: str
-    node: str
-    addresses: list[str]
-    csr: str
+    Nothing in it can be long, or move the cursor of the terminal that shows it.
+    """
+
+    token: Annotated[str, msgspec.Meta(max_length=200)]
+    node: Annotated[str, msgspec.Meta(pattern=NODE_NAME)]
+    addresses: Annotated[
+        list[Annotated[str, msgspec.Meta(pattern=r"^[0-9A-Za-z.:_-]{1,253}\Z")]],
+        msgspec.Meta(min_length=1, max_length=8),
+    ]
+    csr: Annotated[str, msgspec.Meta(max_length=8192)]
 
 
 class JoinAnswer(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -88,10 +94,6 @@ class Registrar:
 
     def _check(self, request: JoinRequest, nodes: dict[str, list[str]]) -> None:
         """Nobody may pass for another. `nodes` are the addresses by name."""
-        if not 1 <= len(request.addresses) <= MAX_ADDRESSES:
-            raise PeerRefused(
-                f"{len(request.addresses)} addresses: give 1 to {MAX_ADDRESSES} with --address"
-            )
         same_machine = set(nodes.get(request.node, request.addresses)) & set(request.addresses)
         if request.node == self._head.node or not same_machine:
             raise PeerRefused(

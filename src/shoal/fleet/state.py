@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import stat
 import sys
 import tempfile
@@ -19,6 +20,8 @@ from shoal.errors import ConfigError
 
 STATE_VARIABLE = "SHOAL_STATE"
 DEFAULT_PORT = 8470
+# As a certificate and a label of Ray can hold it.
+NODE_NAME = r"^[A-Za-z0-9]([A-Za-z0-9._-]{0,61}[A-Za-z0-9])?\Z"
 
 
 class Membership(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -173,6 +176,15 @@ def state_folder(
     by_platform = {"darwin": "Library/Application Support"}
     base = Path.home() / by_platform.get(sys.platform, ".local/state")
     return StateFolder(base / "shoal" / "cluster")
+
+
+def check_node_name(name: str) -> None:
+    """Raises ConfigError."""
+    if re.match(NODE_NAME, name) is None:
+        raise ConfigError(
+            f"{name!r} cannot name a node: give one with --name, of up to 63 letters, digits, "
+            "dots, hyphens and underscores, a letter or digit at either end"
+        )
 
 
 def bracketed(host: str, port: int) -> str:
