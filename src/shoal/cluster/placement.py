@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+
 import msgspec
 
 from shoal.config import Split
@@ -31,32 +33,48 @@ class Placement(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     replicas: tuple[ReplicaPlacement, ...]
 
 
-def divide(dims: Dims, split: Split, node: str) -> Placement:
-    """A model divided on one node as the split says, evenly where it does not.
+def divide(
+    dims: Dims, split: Split, nodes: Sequence[str], speeds: Mapping[str, float] | None = None
+) -> Placement:
+    """A model divided as the split says over nodes in turn, a seat each, until all have seats.
 
-    Raises ConfigError for a split that the model does not allow.
+    Where the split leaves layers or shares open they are in proportion to the nodes' `speeds`, or
+    equal without. Raises ConfigError for a split that the model does not allow.
     """
-    shares = split.shares or (1.0,) * split.tensor
-    ranges = _stage_layers(dims.num_layers, split)
-    return Placement(
-        replicas=tuple(
-            ReplicaPlacement(
-                stages=tuple(
-                    tuple(
-                        Seat(worker=f"r{replica}s{stage}t{rank}", node=node, shard=shard)
-                        for rank, shard in enumerate(shards_of(dims, layers, shares))
-                    )
-                    for stage, layers in enumerate(ranges)
+    chain_size = split.pipeline * split.tensor
+    replicas = []
+    for replica in range(split.replicas):
+        seats = range(replica * chain_size, (replica + 1) * chain_size)
+        chain = [nodes[seat % len(nodes)] for seat in seats]
+        replicas.append(_chain(dims, split, replica, chain, speeds or {}))
+    return Placement(replicas=tuple(replicas))
+
+
+def _chain(
+    dims: Dims, split: Split, replica: int, nodes: Sequence[str], speeds: Mapping[str, float]
+) -> ReplicaPlacement:
+    starts = range(0, len(nodes), split.tensor)
+    teams = [nodes[start : start + split.tensor] for start in starts]
+    team_speeds = [[speeds.get(node, 1.0) for node in team] for team in teams]
+    ranges = _stage_layers(dims.num_layers, split, [sum(team) for team in team_speeds])
+    return ReplicaPlacement(
+        stages=tuple(
+            tuple(
+                Seat(worker=f"r{replica}s{stage}t{shard.rank}", node=node, shard=shard)
+                for node, shard in zip(
+                    team, shards_of(dims, layers, split.shares or each), strict=True
                 )
             )
-            for replica in range(split.replicas)
+            for stage, (team, each, layers) in enumerate(
+                zip(teams, team_speeds, ranges, strict=True)
+            )
         )
     )
 
 
-def _stage_layers(num_layers: int, split: Split) -> list[Span]:
+def _stage_layers(num_layers: int, split: Split, speeds: Sequence[float]) -> list[Span]:
     if split.layers is None:
-        return layer_ranges(num_layers, [1.0] * split.pipeline)
+        return layer_ranges(num_layers, speeds)
     if sum(split.layers) != num_layers:
         raise ConfigError(
             f"the stages' layers {list(split.layers)} make {sum(split.layers)}, "

@@ -1,31 +1,41 @@
-"""A model split over worker processes: its replicas, and all that keeps them running."""
+"""A model over workers: its replicas, who holds what, and moving that while streams go on."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import logging
+import threading
+from collections.abc import Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 
-from shoal.cluster.placement import Placement, ReplicaPlacement
+from shoal.cluster.placement import ReplicaPlacement
 from shoal.cluster.router import Router
 from shoal.config import EngineConfig
 from shoal.engine.assembly import assemble, model_info
 from shoal.engine.replicas import ReplicatedEngine
 from shoal.engine.serving import ServingEngine
+from shoal.errors import PlacementError
 from shoal.fleet.crew import Crew
+from shoal.fleet.forecast import Forecast
 from shoal.fleet.muster import Muster
 from shoal.fleet.remote_executor import RemoteExecutor
+from shoal.fleet.site import Site
+from shoal.fleet.status import FleetStatus, NodeStatus, ReplicaStatus
 from shoal.weights.source import ModelFiles
 from shoal.weights.tokenizer import Tokenizer
 
+log = logging.getLogger(__name__)
+
+_SWITCH_S = 120.0
+
 
 class Fleet:
-    """`engine` serves; `replicas` are its parts. Close it when done: it ends its workers."""
+    """`engine` serves. Close the fleet when done: it ends its workers."""
 
     def __init__(
         self,
         config: EngineConfig,
-        placement: Placement,
+        site: Site,
         muster: Muster,
         files: ModelFiles,
         tokenizer: Tokenizer,
@@ -35,32 +45,140 @@ class Fleet:
 
         `resources` are closed with the fleet, or when it cannot be made.
         """
-        self._resources = resources
         self._config = config
+        self._site = site
         self._muster = muster
+        self._resources = resources
+        self._drained: set[str] = set()
+        self._moving = threading.Lock()
+        self._executors: list[RemoteExecutor] = []
         try:
-            self.executors = self._start_executors(placement.replicas)
-            engines = [self._engine(each, files, tokenizer) for each in self.executors]
+            self.placed = site.place(self._usable_nodes())
+            self._start_executors(self.placed.placement.replicas)
+            self._engines = [self._engine(each, files, tokenizer) for each in self._executors]
         except BaseException:
+            for executor in self._executors:
+                executor.close()
             resources.close()
             raise
-        self.engine = _behind_one_door(engines, config)
+        self.engine = _behind_one_door(self._engines, config)
+        self.forecast = Forecast(site, self._executors, self.engine.stats)
 
     def close(self) -> None:
-        self.engine.close()
-        self._resources.close()
+        with self._moving:
+            self.engine.close()
+            self._resources.close()
 
-    def _start_executors(self, placements: Sequence[ReplicaPlacement]) -> list[RemoteExecutor]:
-        with ThreadPoolExecutor(len(placements), "shoal-start") as pool:
-            return list(pool.map(self._executor, placements))
+    # ---- what an operator asks for --------------------------------------------------------
 
-    def _executor(self, placement: ReplicaPlacement) -> RemoteExecutor:
-        return RemoteExecutor(
-            self._muster.gather(placement),
-            next_crew=self._muster.mend,
-            dismiss=self._muster.dismiss,
-            step_timeout_s=self._config.stall_s,
+    def status(self) -> FleetStatus:
+        engines = zip(_names(self._engines), self._engines, strict=True)
+        return FleetStatus(
+            model=self.engine.info.name,
+            description=self.engine.info.description,
+            security=self._site.security,
+            predicted=self.forecast.text(),
+            nodes=self._node_statuses(),
+            replicas=[
+                ReplicaStatus(name=name, ok=health.ok, reason=health.reason, stats=engine.stats())
+                for name, engine in engines
+                for health in [engine.health()]
+            ],
         )
+
+    def drain(self, node: str) -> str:
+        """Move the work away from a node; no stream breaks, and the node gets nothing more.
+
+        Blocks until it has moved. Raises PlacementError, and nothing has changed then.
+        """
+        with self._moving:
+            usable = self._usable_nodes()
+            if node not in usable:
+                known = ", ".join(sorted(usable)) or "none"
+                raise PlacementError(f"'{node}' runs no work here; the nodes in use: {known}")
+            if len(usable) == 1:
+                raise PlacementError(f"'{node}' is the only node left: let another join first")
+            moved = self._move_away(node, [name for name in usable if name != node])
+            self._drained.add(node)
+            return f"{node} is drained: {moved} moved, nothing of it is used any more"
+
+    def rebalance(self) -> str:
+        """Place the model anew over all nodes that are there and not drained.
+
+        Blocks until it has moved. Raises PlacementError, and nothing has changed then.
+        """
+        with self._moving:
+            placed = self._site.place(self._usable_nodes())
+            wanted = placed.placement.replicas
+            if len(wanted) < len(self._executors):
+                raise PlacementError(
+                    f"the best placement has {len(wanted)} replicas, {len(self._executors)} run: "
+                    "start 'shoal serve' anew to change their number"
+                )
+            pairs = zip(self._executors, wanted, strict=False)
+            changes = [
+                (executor, target)
+                for executor, target in pairs
+                if _seating(executor.crew.placement) != _seating(target)
+            ]
+            if not changes:
+                return "the placement is already the best: nothing moved"
+            for executor, target in changes:
+                self._change(executor, target)
+            self.placed = placed
+            return f"{_count(len(changes), 'replica')} moved: {_where(wanted)}"
+
+    # ---- moving ---------------------------------------------------------------------------
+
+    def _move_away(self, node: str, usable: Sequence[str]) -> str:
+        touched = [
+            executor
+            for executor in self._executors
+            if any(seat.node == node for seat in executor.crew.placement.seats)
+        ]
+        for executor in touched:
+            self._change(executor, self._replacement(executor.crew.placement, usable))
+        return _count(len(touched), "replica")
+
+    def _replacement(self, placement: ReplicaPlacement, usable: Sequence[str]) -> ReplicaPlacement:
+        """On what is left of a replica's own nodes if they can hold it, else on any."""
+        own = {seat.node for seat in placement.seats} & set(usable)
+        if own:
+            try:
+                return self._site.place(own).placement.replicas[0]
+            except PlacementError as error:
+                log.info("the replica's other nodes cannot take over: %s", error)
+        return self._site.place(usable).placement.replicas[0]
+
+    def _change(self, executor: RemoteExecutor, target: ReplicaPlacement) -> None:
+        """New workers load while the old ones go on; then the replica restarts with them."""
+        others = [each.crew.placement for each in self._executors if each is not executor]
+        self._share_out([*others, target])
+        crew = self._muster.gather(target)
+        done = executor.succeed_with(crew)
+        self._engines[self._executors.index(executor)].restart()
+        if not done.wait(_SWITCH_S):
+            raise PlacementError(f"the new workers have not taken over within {_SWITCH_S:.0f} s")
+
+    def _share_out(self, placements: Sequence[ReplicaPlacement]) -> None:
+        cores = {node.name: node.num_cores for node in self._site.nodes()}
+        self._muster.share_out(placements, cores)
+
+    # ---- starting -------------------------------------------------------------------------
+
+    def _start_executors(self, placements: Sequence[ReplicaPlacement]) -> None:
+        self._share_out(placements)
+        with ThreadPoolExecutor(len(placements), "shoal-start") as pool:
+            crews = [pool.submit(self._muster.gather, placement) for placement in placements]
+        failed = [crew.exception() for crew in crews if crew.exception() is not None]
+        self._executors = [
+            RemoteExecutor(crew.result(), self._muster, step_timeout_s=self._config.stall_s)
+            for crew in crews
+            if crew.exception() is None
+        ]
+        for error in failed:
+            if error is not None:
+                raise error
 
     def _engine(
         self, executor: RemoteExecutor, files: ModelFiles, tokenizer: Tokenizer
@@ -78,19 +196,63 @@ class Fleet:
         )
         return assemble(self._config, executor, capacity, tokenizer, info)
 
+    # ---- nodes ----------------------------------------------------------------------------
+
+    def _usable_nodes(self) -> list[str]:
+        alive = [node.name for node in self._site.nodes() if node.alive]
+        self._drained &= set(alive)  # one that left and came back is a new one
+        return [name for name in alive if name not in self._drained]
+
+    def _node_statuses(self) -> list[NodeStatus]:
+        seats = [seat for each in self._executors for seat in each.crew.placement.seats]
+        return [
+            NodeStatus(
+                name=node.name,
+                address=node.address,
+                alive=node.alive,
+                drained=node.name in self._drained,
+                device=f"cpu, {_count(node.num_cores, 'core')}",
+                memory_bytes=node.memory_bytes,
+                num_workers=sum(seat.node == node.name for seat in seats),
+            )
+            for node in self._site.nodes()
+        ]
+
 
 def _behind_one_door(
     engines: Sequence[ServingEngine], config: EngineConfig
 ) -> ServingEngine | ReplicatedEngine:
     if len(engines) == 1:
         return engines[0]
-    names = [f"r{index}" for index in range(len(engines))]
     router = Router(config.split.route, block_size=config.block_size)
-    return ReplicatedEngine(dict(zip(names, engines, strict=True)), router)
+    return ReplicatedEngine(dict(zip(_names(engines), engines, strict=True)), router)
+
+
+def _names(engines: Sequence[ServingEngine]) -> list[str]:
+    return [f"r{index}" for index in range(len(engines))]
+
+
+def _seating(placement: ReplicaPlacement) -> list[tuple[str, object]]:
+    """Who sits where, whatever the workers are called."""
+    return [(seat.node, seat.shard) for seat in placement.seats]
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}" if number == 1 else f"{number} {what}s"
+
+
+def _where(placements: Collection[ReplicaPlacement]) -> str:
+    """Such as "a + b (18 + 12 layers)"."""
+    texts = []
+    for placement in placements:
+        nodes = " + ".join("/".join(seat.node for seat in stage) for stage in placement.stages)
+        layers = " + ".join(str(len(stage[0].shard.layers)) for stage in placement.stages)
+        texts.append(f"{nodes} ({layers} layers)")
+    return "; ".join(texts)
 
 
 def describe(crew: Crew) -> str:
-    """Such as "2 stages of 15 and 15 layers, 2 ranks each"."""
+    """Such as "2 stages of 15 + 15 layers, 2 ranks each"."""
     layers = [len(stage[0].shard.layers) for stage in crew.stages]
     ranks = {len(stage) for stage in crew.stages}
     text = f"{len(layers)} stages of {' + '.join(map(str, layers))} layers"

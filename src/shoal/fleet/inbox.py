@@ -11,9 +11,9 @@ import msgspec
 
 from shoal import errors
 from shoal.errors import InternalError, PeerLost, ShoalError
-from shoal.parallel.control import Failed, Formed, FromWorker, Loaded
+from shoal.parallel.control import Failed, Formed, FromWorker, Loaded, Measured
 
-Reply = TypeVar("Reply", Loaded, Formed)
+Reply = TypeVar("Reply", Loaded, Formed, Measured)
 
 
 class Lost(msgspec.Struct, frozen=True):

@@ -24,10 +24,11 @@ Place = tuple[int, int]
 
 
 class Ledger:
-    """Adds up counters that start anew with every epoch."""
+    """Adds up counters that start anew with every epoch. `active_s` is of the epochs closed."""
 
     def __init__(self) -> None:
         self._past: dict[Place, dict[str, float]] = {}
+        self.active_s = 0.0
 
     def close_epoch(
         self, placement: ReplicaPlacement, usages: Mapping[str, Usage | None], active_s: float
@@ -35,6 +36,7 @@ class Ledger:
         for stats in self.totals(placement, usages, active_s):
             counters = {name: getattr(stats, name) for name in _COUNTERS}
             self._past[stats.stage, stats.rank] = counters
+        self.active_s += active_s
 
     def totals(
         self, placement: ReplicaPlacement, usages: Mapping[str, Usage | None], active_s: float

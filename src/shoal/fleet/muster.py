@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import msgspec
 from msgspec import structs
@@ -42,15 +42,28 @@ class Muster:
         reception: Reception,
         config: EngineConfig,
         *,
-        shares: Callable[[str], NodeShare],
         path_on: Callable[[str], str],
     ) -> None:
         self._launcher = launcher
         self._reception = reception
         self._config = config
-        self._shares = shares
+        self._shares: dict[str, NodeShare] = {}
         self._path_on = path_on
         self._numbers = itertools.count(1)
+
+    def share_out(
+        self, placements: Iterable[ReplicaPlacement], num_cores: Mapping[str, int]
+    ) -> None:
+        """Divide every node's cores and memory among its workers; for those started from now on."""
+        num_workers = Counter(seat.node for placement in placements for seat in placement.seats)
+        self._shares = {
+            node: NodeShare(
+                num_threads=max(1, num_cores[node] // number),
+                memory_share=1 / number,
+                own_cores=number <= num_cores[node],
+            )
+            for node, number in num_workers.items()
+        }
 
     def gather(self, placement: ReplicaPlacement) -> Crew:
         """New workers for every seat, loaded. Raises as `recruit` does."""
@@ -80,7 +93,7 @@ class Muster:
     def _recruit(self, seats: Sequence[Seat]) -> dict[str, Member]:
         """Raises PlacementError, PeerLost, and what kept the first worker from loading."""
         for seat in seats:
-            num_threads = self._shares(seat.node).num_threads
+            num_threads = self._shares[seat.node].num_threads
             self._launcher.start(seat.worker, seat.node, num_threads=num_threads)
         lines = {}
         inbox = Inbox()
@@ -101,7 +114,7 @@ class Muster:
         return {worker: Member(line, replies[worker]) for worker, line in lines.items()}
 
     def _load(self, seat: Seat) -> Load:
-        share = self._shares(seat.node)
+        share = self._shares[seat.node]
         return Load(
             config=self._config,
             path=self._path_on(seat.node),
@@ -129,18 +142,3 @@ def _with_new_names(
     return ReplicaPlacement(
         stages=tuple(tuple(renamed(seat) for seat in stage) for stage in placement.stages)
     )
-
-
-def shares_of(
-    placements: Iterable[ReplicaPlacement], cores: Callable[[str], int]
-) -> dict[str, NodeShare]:
-    """Every node's cores and memory, divided evenly among its workers."""
-    num_workers = Counter(seat.node for placement in placements for seat in placement.seats)
-    return {
-        node: NodeShare(
-            num_threads=max(1, cores(node) // number),
-            memory_share=1 / number,
-            own_cores=number <= cores(node),
-        )
-        for node, number in num_workers.items()
-    }

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import logging
+import threading
 import time
-from collections.abc import Callable
 
 from shoal.engine.api import WorkerStats
 from shoal.engine.executor import Capacity
 from shoal.errors import PeerLost
 from shoal.fleet.crew import Crew
 from shoal.fleet.ledger import Ledger
+from shoal.fleet.muster import Muster
 from shoal.messages import Plan, StepResult
 
 log = logging.getLogger(__name__)
@@ -19,32 +20,19 @@ _FORM_ATTEMPTS = 3
 
 
 class RemoteExecutor:
-    """An Executor. `next_crew` is asked at every restart: it returns the crew it is given with lost workers
-    replaced, or another one that has been made ready.
-    """
+    """An Executor. At a restart lost workers are replaced, or another crew takes over."""
 
-    def __init__(
-        self,
-        crew: Crew,
-        *,
-        next_crew: Callable[[Crew], Crew],
-        dismiss: Callable[[Crew], None],
-        step_timeout_s: float,
-    ) -> None:
+    def __init__(self, crew: Crew, muster: Muster, *, step_timeout_s: float) -> None:
         self.crew = crew
         self.max_in_flight = len(crew.stages)
-        self._next_crew = next_crew
-        self._dismiss = dismiss
+        self._muster = muster
         self._step_timeout_s = step_timeout_s
+        self._successor: tuple[Crew, threading.Event] | None = None
         self._epoch = 0
         self._num_outstanding = 0
         self._active_since_s = 0.0
         self._past_active_s = 0.0
         self._ledger = Ledger()
-
-    def workers(self) -> list[WorkerStats]:
-        crew = self.crew
-        return self._ledger.totals(crew.placement, crew.usages(), self._active_s())
 
     def submit(self, plan: Plan) -> None:
         if self._num_outstanding == 0:
@@ -59,28 +47,51 @@ class RemoteExecutor:
             self._past_active_s += time.monotonic() - self._active_since_s
         return result
 
+    def succeed_with(self, crew: Crew) -> threading.Event:
+        """Have a crew that is loaded take over at the next restart; the event says when it has."""
+        done = threading.Event()
+        self._successor = (crew, done)
+        return done
+
     def restart(self, epoch: int) -> Capacity:
-        """Raises PeerLost when workers keep getting lost, or what kept new ones from loading."""
+        """Raises PeerLost when workers keep getting lost, and what kept new ones from loading."""
         self._ledger.close_epoch(self.crew.placement, self.crew.usages(), self._active_s())
         self._epoch = epoch
         self._num_outstanding = 0
         self._past_active_s = 0.0
+        successor, self._successor = self._successor, None
+        if successor is not None:
+            self._muster.dismiss(self.crew)
+            self.crew = successor[0]
+        self._form(epoch)
+        if successor is not None:
+            successor[1].set()
+        self.max_in_flight = len(self.crew.stages)
+        return Capacity(num_blocks=self.crew.num_blocks, max_in_flight=self.max_in_flight)
+
+    def workers(self) -> list[WorkerStats]:
+        crew = self.crew
+        return self._ledger.totals(crew.placement, crew.usages(), self._active_s())
+
+    def active_s(self) -> float:
+        """Time since the start with a plan under way."""
+        return self._ledger.active_s + self._active_s()
+
+    def close(self) -> None:
+        self._muster.dismiss(self.crew)
+
+    def _form(self, epoch: int) -> None:
         for attempt in range(1, _FORM_ATTEMPTS + 1):
             try:
-                self.crew = self._next_crew(self.crew)
+                self.crew = self._muster.mend(self.crew)
                 self.crew.form(epoch)
-                break
+                return
             except PeerLost as error:
                 if attempt == _FORM_ATTEMPTS:
                     raise
                 log.warning("%s; trying again", error)
-        self.max_in_flight = len(self.crew.stages)
-        return Capacity(num_blocks=self.crew.num_blocks, max_in_flight=self.max_in_flight)
 
     def _active_s(self) -> float:
-        """Time of this epoch with a plan under way."""
+        """Of this epoch."""
         running_s = time.monotonic() - self._active_since_s if self._num_outstanding else 0.0
         return self._past_active_s + running_s
-
-    def close(self) -> None:
-        self._dismiss(self.crew)

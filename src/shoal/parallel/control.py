@@ -9,14 +9,14 @@ from typing import Literal
 
 import msgspec
 
-from shoal.config import EngineConfig, Transport, WireFormat
+from shoal.config import EngineConfig, Quantize, Transport, WireFormat
 from shoal.messages import Plan, StepResult
 from shoal.parallel.partition import Shard
 
 # ---- head to worker -----------------------------------------------------------------------
 
 
-Role = Literal["rank", "stage"]
+Role = Literal["rank", "stage", "link"]
 
 
 class Load(msgspec.Struct, frozen=True, kw_only=True, tag="load", forbid_unknown_fields=True):
@@ -53,6 +53,31 @@ class Form(msgspec.Struct, frozen=True, kw_only=True, tag="form", forbid_unknown
     session: str
 
 
+class MeasureNode(
+    msgspec.Struct, frozen=True, kw_only=True, tag="measure_node", forbid_unknown_fields=True
+):
+    """Measure this machine under the name of its node. Answered by Measured or Failed."""
+
+    node: str
+    precision: Quantize
+    budget_s: float
+
+
+class MeasureLink(
+    msgspec.Struct, frozen=True, kw_only=True, tag="measure_link", forbid_unknown_fields=True
+):
+    """Measure the way to another worker, which is told to answer; `number` names the pair.
+
+    Answered by Measured, with nothing in it from the one that answers, or by Failed.
+    """
+
+    number: int
+    here: str
+    there: str
+    address: str
+    asks: bool
+
+
 class Stop(msgspec.Struct, frozen=True, kw_only=True, tag="stop", forbid_unknown_fields=True):
     """Exit, in order."""
 
@@ -82,6 +107,14 @@ class Loaded(msgspec.Struct, frozen=True, kw_only=True, tag="loaded", forbid_unk
     num_read_bytes: int
     load_s: float
     description: str
+
+
+class Measured(
+    msgspec.Struct, frozen=True, kw_only=True, tag="measured", forbid_unknown_fields=True
+):
+    """A NodeProfile, or a list of Links, in JSON."""
+
+    content: bytes
 
 
 class Formed(msgspec.Struct, frozen=True, kw_only=True, tag="formed", forbid_unknown_fields=True):
@@ -122,7 +155,7 @@ class Greeting(
 ):
     """The first message on a connection between workers: who sends what on it from now on.
 
-    A "rank" sends partial sums, a "stage" hidden states. `sender` is the rank in its own stage.
+    A "rank" sends partial sums, a "stage" hidden states, a "link" what is measured. `sender` is the rank in its own stage.
     """
 
     role: Role
@@ -148,5 +181,5 @@ class HiddenStates(
     dtype: str
 
 
-ToWorker = Plan | Load | Form | Stop
-FromWorker = StepResult | Hello | Loaded | Formed | Failed | Usage
+ToWorker = Plan | Load | Form | MeasureNode | MeasureLink | Stop
+FromWorker = StepResult | Loaded | Formed | Measured | Failed | Usage

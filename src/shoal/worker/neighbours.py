@@ -7,17 +7,19 @@ from typing import Literal
 
 import msgspec
 
+from shoal.cluster.hardware import Link
 from shoal.errors import ConfigError
 from shoal.parallel.address import HostAddress, parse_address
 from shoal.parallel.channel import Channel
 from shoal.parallel.collective import TorchCollective
 from shoal.parallel.communicator import Communicator, Solo
-from shoal.parallel.control import Form, Greeting, Meeting, Role
+from shoal.parallel.control import Form, Greeting, MeasureLink, Meeting, Role
 from shoal.parallel.endpoint import MutualTls, Security, dial
 from shoal.parallel.partition import Shard
 from shoal.parallel.shared_memory import SharedMemory
 from shoal.parallel.socket_exchange import SocketExchange
 from shoal.worker.hidden_states import Inlet, Outlet
+from shoal.worker.links import answer_pings, measure_links
 from shoal.worker.peers import Peers
 
 CONNECT_S = 20.0
@@ -118,6 +120,25 @@ class Neighbours:
         channel.set_patience(self._patience_s)
         channel.send(msgspec.msgpack.encode(greeting))
         return channel
+
+
+def measure_link(order: MeasureLink, peers: Peers, security: Security) -> list[Link]:
+    """Ask the other worker, or answer it, over a channel for each direction. Raises PeerLost."""
+    outgoing = dial(order.address, security, timeout_s=CONNECT_S)
+    try:
+        greeting = Greeting(role="link", epoch=order.number, sender=int(order.asks))
+        outgoing.send(msgspec.msgpack.encode(greeting))
+        other = int(not order.asks)
+        incoming = peers.wait_for("link", order.number, other, timeout_s=CONNECT_S)
+        try:
+            if order.asks:
+                return list(measure_links(outgoing, incoming, here=order.here, there=order.there))
+            answer_pings(incoming, outgoing)
+            return []
+        finally:
+            incoming.close()
+    finally:
+        outgoing.close()
 
 
 def _free_port(host: str) -> int:

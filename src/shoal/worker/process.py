@@ -22,18 +22,24 @@ from shoal.parallel.control import (
     FromWorker,
     Hello,
     Load,
+    Measured,
+    MeasureLink,
+    MeasureNode,
     Stop,
     ToWorker,
 )
 from shoal.parallel.endpoint import Security, listen
 from shoal.parallel.head_call import call_head
+from shoal.worker.neighbours import measure_link
 from shoal.worker.peers import Peers
+from shoal.worker.profile import profile_node
 from shoal.worker.shard_holder import ShardHolder
 from shoal.worker.stage import Stage
 
 log = logging.getLogger(__name__)
 
 _USAGE_INTERVAL_S = 0.5
+_SURVEY_ROWS = (1, 4, 16, 64)
 
 
 def run(
@@ -133,6 +139,18 @@ class WorkerProcess:
             self._send(self._holder.loaded())
         elif isinstance(message, Form):
             self._form(message)
+        elif isinstance(message, MeasureNode):
+            profile = profile_node(
+                message.node,
+                precisions=[message.precision],
+                rows=_SURVEY_ROWS,
+                budget_s=message.budget_s,
+                num_threads=torch.get_num_threads(),
+            )
+            self._send(Measured(content=msgspec.json.encode(profile)))
+        elif isinstance(message, MeasureLink):
+            links = measure_link(message, self._peers, self._security)
+            self._send(Measured(content=msgspec.json.encode(links)))
 
     def _step(self, plan: Plan) -> None:
         if plan.epoch < self._newest_epoch:
