@@ -13,10 +13,14 @@ from pathlib import Path
 import msgspec
 
 from shoal.fleet.nursery import Exit, Order
+from shoal.parallel.endpoint import LocalOnly, MutualTls, Security
 
 log = logging.getLogger(__name__)
 
 LOCAL_NODE = "local"
+
+_UNIX_SOCKETS = LocalOnly()
+_LOOPBACK = "127.0.0.1"
 
 OnExit = Callable[[str, int], None]
 """(worker, exit status)"""
@@ -25,9 +29,21 @@ OnExit = Callable[[str, int], None]
 class LocalLauncher:
     """`folder` is where workers listen: only this user may enter it."""
 
-    def __init__(self, head: str, folder: Path, on_exit: OnExit, *, cores: list[int]) -> None:
-        """`cores` are those that workers are given in turn; [] leaves them to the system."""
+    def __init__(
+        self,
+        head: str,
+        folder: Path,
+        on_exit: OnExit,
+        *,
+        cores: list[int],
+        security: Security = _UNIX_SOCKETS,
+    ) -> None:
+        """`cores` are those that workers are given in turn; [] leaves them to the system.
+
+        Other security than unix sockets is for measuring: it goes over the loopback interface.
+        """
         self._head = head
+        self._security = security
         self._folder = folder
         self._on_exit = on_exit
         self._cores = cores
@@ -56,7 +72,8 @@ class LocalLauncher:
             Order(
                 worker=worker,
                 head=self._head,
-                listen=f"unix:{self._folder / worker}.sock",
+                listen=self._listen_address(worker),
+                identity=self._identity(),
                 num_threads=num_threads,
                 cores=self._taken[worker],
             )
@@ -70,6 +87,15 @@ class LocalLauncher:
         self._nursery.stdin.close()
         self._nursery.wait()
         self._thread.join()
+
+    def _listen_address(self, worker: str) -> str:
+        if isinstance(self._security, LocalOnly):
+            return f"unix:{self._folder / worker}.sock"
+        scheme = "tls" if isinstance(self._security, MutualTls) else "tcp"
+        return f"{scheme}:{_LOOPBACK}:0"
+
+    def _identity(self) -> str:
+        return str(self._security.identity.folder) if isinstance(self._security, MutualTls) else ""
 
     def _free_cores(self, number: int) -> list[int]:
         """The cores that the fewest workers use; none where every worker would share."""

@@ -14,11 +14,14 @@ import os
 import selectors
 import signal
 import sys
+from pathlib import Path
 
 import msgspec
 
 from shoal.errors import ShoalError
-from shoal.parallel.endpoint import LocalOnly
+from shoal.parallel.address import parse_address
+from shoal.parallel.endpoint import LocalOnly, MutualTls, Plaintext, Security
+from shoal.parallel.identity import load_identity
 from shoal.worker import process
 
 log = logging.getLogger(__name__)
@@ -27,12 +30,16 @@ _PR_SET_PDEATHSIG = 1
 
 
 class Order(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Start a worker on `cores` (all, if there are none), or end it if `stop` is set."""
+    """Start a worker on `cores` (all, if there are none), or end it if `stop` is set.
+
+    `identity` is the folder of the certificate that a worker at a tls: address shows.
+    """
 
     worker: str
     stop: bool = False
     head: str = ""
     listen: str = ""
+    identity: str = ""
     num_threads: int = 1
     cores: list[int] = []
 
@@ -105,7 +112,7 @@ def _be_worker(order: Order) -> None:
         os.dup2(2, 1)  # stdout is the nursery's, for exits
         if order.cores:
             os.sched_setaffinity(0, order.cores)
-        process.run(order.head, order.worker, LocalOnly(), order.listen, order.num_threads)
+        process.run(order.head, order.worker, _security(order), order.listen, order.num_threads)
         status = 0
     except ShoalError as error:
         log.error("worker %s ends: %s", order.worker, error)
@@ -113,6 +120,13 @@ def _be_worker(order: Order) -> None:
         log.exception("worker %s ends", order.worker)
     finally:
         os._exit(status)
+
+
+def _security(order: Order) -> Security:
+    scheme = parse_address(order.listen).scheme
+    if scheme == "tls":
+        return MutualTls(load_identity(Path(order.identity)))
+    return Plaintext() if scheme == "tcp" else LocalOnly()
 
 
 def die_with_parent() -> None:
