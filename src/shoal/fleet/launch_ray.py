@@ -72,12 +72,13 @@ class RayLauncher:
 
         Raises PeerLost if there is no Ray to connect to.
         """
+        self._folder = folder
         self._head = head
         self._on_exit = on_exit
         self._scheme = "tcp" if insecure_plaintext else "tls"
         self._actors: dict[str, ActorHandle[Any]] = {}
         self._ended: queue.SimpleQueue[tuple[str, str] | None] = queue.SimpleQueue()
-        connect(folder)
+        self._own_ray_id = connect(folder)
         self._view = NodeView(folder)
         self._thread = threading.Thread(target=self._watch, name="shoal-ray-workers", daemon=True)
         self._thread.start()
@@ -86,7 +87,7 @@ class RayLauncher:
         return [node.name for node in self._view.fleet() if node.alive]
 
     def start(self, worker: str, node: str, *, num_threads: int) -> None:
-        """Raises PlacementError if the node is not there."""
+        """Raises PlacementError if the node is not there, PeerLost if there is no Ray here."""
         there = {each.name: each for each in self._view.fleet() if each.alive}
         found = there.get(node)
         if found is None:
@@ -94,6 +95,7 @@ class RayLauncher:
                 f"worker {worker} is to run on '{node}', which is not there; there are "
                 f"{', '.join(there) or 'no nodes'}"
             )
+        self._connect_again({each.ray_id for each in there.values()})
         # Bound to this very start of the node: were it to return, the worker would be another.
         strategy = NodeAffinitySchedulingStrategy(node_id=found.ray_id, soft=False)
         actor = (
@@ -117,11 +119,20 @@ class RayLauncher:
         self._thread.join()
         ray.shutdown()
 
+    def _connect_again(self, alive: set[str]) -> None:
+        """After this machine's Ray was restarted. All workers started before have ended by then."""
+        if self._own_ray_id in alive:
+            return
+        log.warning("Ray on this machine was restarted: connecting to it anew")
+        self._actors.clear()
+        ray.shutdown()
+        self._own_ray_id = connect(self._folder)
+
     def _watch(self) -> None:
         while (end := self._ended.get()) is not None:
             worker, reason = end
             self.stop(worker)
-            del self._actors[worker]
+            self._actors.pop(worker, None)
             if reason:
                 log.warning("worker %s ended: %s", worker, reason)
             self._on_exit(worker, 1 if reason else 0)
@@ -148,8 +159,11 @@ class _WorkerHost:
         return ""
 
 
-def connect(folder: StateFolder) -> None:
-    """Make this process a driver of the cluster's Ray. Raises PeerLost."""
+def connect(folder: StateFolder) -> str:
+    """Make this process a driver of the cluster's Ray; the id of the node it is on.
+
+    Raises PeerLost.
+    """
     use_ray(folder)
     membership = folder.load()
     handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
@@ -170,6 +184,7 @@ def connect(folder: StateFolder) -> None:
         if threading.current_thread() is threading.main_thread():
             for number, handler in handlers.items():
                 signal.signal(number, handler)
+    return str(ray.get_runtime_context().get_node_id())
 
 
 def newest(starts: Iterable[FleetNode]) -> list[FleetNode]:
