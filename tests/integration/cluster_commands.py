@@ -70,7 +70,11 @@ class Machines:
     def say(self, host: Host, *words: str, state: str) -> str:
         """The output of a command that ends by itself."""
         running = self.start(host, *words, state=state)
-        running.process.wait(START_S)
+        try:
+            running.process.wait(START_S)
+        finally:
+            if running.process.poll() is None:
+                running.stop()
         return running.log.read_text()
 
 
