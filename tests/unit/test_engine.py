@@ -73,7 +73,7 @@ class Counting:
             epoch=plan.epoch, step=plan.step, results=[self.result(c) for c in plan.chunks]
         )
 
-    def restart(self, epoch: int) -> Capacity:
+    def restart(self, epoch: int) -> Capacity:  # noqa: ARG002
         self.plans.clear()
         return Capacity(num_blocks=64, max_in_flight=self.max_in_flight)
 

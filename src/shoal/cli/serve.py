@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.markup import escape
 
+from shoal.cli.cluster_options import StateOption
 from shoal.cli.console import err_console, human_bytes, note
 from shoal.cli.fetching import fetch
 from shoal.cli.options import (
@@ -21,6 +22,15 @@ from shoal.cli.options import (
     QuantizeOption,
     ThreadsOption,
     usage_errors,
+)
+from shoal.cli.placing import (
+    ClusterOption,
+    ObjectiveOption,
+    PlacementOption,
+    PlaintextOption,
+    Where,
+    deploy_at,
+    judged_after_a_minute,
 )
 from shoal.cli.split_options import (
     LayersOption,
@@ -52,6 +62,8 @@ EPILOG = """Examples:
   shoal serve smollm2-135m --pipeline 2 --tensor 2
 
   shoal serve smollm2-135m --layers 20/10 --replicas 2 --route least-loaded
+
+  shoal serve smollm2-135m --cluster                 over the machines that have joined
 """
 
 
@@ -118,6 +130,11 @@ def serve(
     route: RouteOption = "prefix",
     wire: WireFormatOption = "exact",
     transport: TransportOption = "auto",
+    placement: PlacementOption = None,
+    cluster: ClusterOption = False,
+    objective: ObjectiveOption = "balanced",
+    insecure_plaintext: PlaintextOption = False,
+    state: StateOption = None,
 ) -> None:
     """Serve a model behind the OpenAI API until Ctrl-C or SIGTERM.
 
@@ -137,21 +154,21 @@ def serve(
             prefix_caching=not no_prefix_cache,
             num_threads=threads,
             stall_s=stall_after,
-            split=make_split(
-                pipeline=pipeline,
-                tensor=tensor,
-                replicas=replicas,
-                layers=layers,
-                shares=shares,
-                route=route,
-                wire=wire,
-                transport=transport,
-            ),
+            split=make_split(pipeline, tensor, replicas, layers, shares, route, wire, transport),
         )
-    run_server(config, host, port, accept_terms=accept_terms)
+        where = Where(
+            placement=placement,
+            cluster=cluster,
+            objective=objective,
+            insecure_plaintext=insecure_plaintext,
+            state=state,
+        )
+    run_server(config, where, host, port, accept_terms=accept_terms)
 
 
-def run_server(config: EngineConfig, host: str, port: int, *, accept_terms: bool) -> None:
+def run_server(
+    config: EngineConfig, where: Where, host: str, port: int, *, accept_terms: bool
+) -> None:
     """Fetch, load, serve, and stop the engine. Raises ShoalError when it cannot start."""
     # torch and FastAPI take seconds to import, which `--help` must not wait for.
     from shoal.server.run import bind  # noqa: PLC0415
@@ -162,10 +179,9 @@ def run_server(config: EngineConfig, host: str, port: int, *, accept_terms: bool
         note(f"loading {files.name} ({human_bytes(size_of(files.path))}) from {files.path}")
         start_s = time.perf_counter()
 
-        from shoal.fleet.deployment import deploy  # noqa: PLC0415
         from shoal.server.run import serve as serve_http  # noqa: PLC0415
 
-        deployment = deploy(config)
+        deployment = deploy_at(config, where)
         engine = deployment.engine
         try:
             note(f"{engine.info.description}; ready in {time.perf_counter() - start_s:.1f} s")
@@ -179,7 +195,8 @@ def run_server(config: EngineConfig, host: str, port: int, *, accept_terms: bool
             def ready(url: str) -> None:
                 _welcome(url, engine.info.name, example)
 
-            asyncio.run(serve_http(engine, host, port, listener=listener, on_ready=ready))
+            with judged_after_a_minute(deployment):
+                asyncio.run(serve_http(engine, host, port, listener=listener, on_ready=ready))
         finally:
             deployment.close()
     note("stopped")

@@ -82,9 +82,8 @@ TransportOption = Annotated[
 
 
 def make_split(
-    *,
-    pipeline: int,
-    tensor: int,
+    pipeline: int = 1,
+    tensor: int = 1,
     replicas: int = 1,
     layers: tuple[float, ...] | None = None,
     shares: tuple[float, ...] | None = None,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import msgspec
 
+from shoal.config import Quantize
 from shoal.parallel.partition import Dims, Slice
 
 
@@ -19,7 +20,7 @@ class ModelCost(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     dims: Dims
     hidden_size: int
     head_dim: int
-    precision: str
+    precision: Quantize
     weight_bytes: float
     embedding_bytes: float
     head_bytes: float

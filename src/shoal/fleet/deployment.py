@@ -20,6 +20,10 @@ class Deployment(Protocol):
     @property
     def engine(self) -> AnyEngine: ...
 
+    def forecast(self) -> str:
+        """What the planner expected beside what was measured; "" if nothing was predicted."""
+        ...
+
     def close(self) -> None: ...
 
 
@@ -28,6 +32,9 @@ class InProcess:
 
     def __init__(self, engine: ServingEngine) -> None:
         self.engine = engine
+
+    def forecast(self) -> str:
+        return ""
 
     def close(self) -> None:
         self.engine.close()

@@ -62,7 +62,10 @@ class Fleet:
             resources.close()
             raise
         self.engine = _behind_one_door(self._engines, config)
-        self.forecast = Forecast(site, self._executors, self.engine.stats)
+        self._forecast = Forecast(site, self._executors, self.engine.stats)
+
+    def forecast(self) -> str:
+        return self._forecast.text()
 
     def close(self) -> None:
         with self._moving:
@@ -77,7 +80,7 @@ class Fleet:
             model=self.engine.info.name,
             description=self.engine.info.description,
             security=self._site.security,
-            predicted=self.forecast.text(),
+            predicted=self.forecast(),
             nodes=self._node_statuses(),
             replicas=[
                 ReplicaStatus(name=name, ok=health.ok, reason=health.reason, stats=engine.stats())

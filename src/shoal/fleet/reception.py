@@ -29,7 +29,7 @@ class Reception:
 
     def __init__(self, listener: Listener, services: Mapping[str, Service]) -> None:
         self._listener = listener
-        self._services = services
+        self._services = dict(services)
         self._halves: dict[tuple[str, str], tuple[Hello, Channel]] = {}
         self._workers: dict[str, tuple[Hello, Channel, Channel]] = {}
         self._ended: dict[str, str] = {}
@@ -58,6 +58,11 @@ class Reception:
                 self._changed.wait(left_s)
             hello, down, up = self._workers.pop(worker)
         return WorkerLine(hello, down, up)
+
+    def offer(self, name: str, service: Service) -> None:
+        """Answer callers of one more service from now on."""
+        with self._changed:
+            self._services[name] = service
 
     def note_end(self, worker: str, reason: str) -> None:
         """A worker's process is over: do not wait for it."""

@@ -8,14 +8,20 @@ from pathlib import Path
 
 import psutil
 
+from shoal.cluster.goal import Goal
+from shoal.cluster.hardware import Cluster
+from shoal.cluster.planner import propose
 from shoal.config import EngineConfig
 from shoal.engine.assembly import usable_cores
 from shoal.errors import UnsupportedByModel
+from shoal.fleet.costing import cost_of
 from shoal.fleet.fleet import Fleet
 from shoal.fleet.launch_local import LOCAL_NODE, LocalLauncher
 from shoal.fleet.muster import Muster
+from shoal.fleet.operator import OperatorService
 from shoal.fleet.reception import Reception
 from shoal.fleet.site import FixedSite, Node
+from shoal.fleet.survey import BUDGET_S
 from shoal.models.config import decoder_config
 from shoal.models.registry import model_kind
 from shoal.parallel.endpoint import LocalOnly, listen
@@ -23,6 +29,9 @@ from shoal.parallel.partition import Dims
 from shoal.weights.cache import Progress, silent
 from shoal.weights.source import ModelFiles, open_source, resolve
 from shoal.weights.tokenizer import load_tokenizer
+from shoal.worker.profile import profile_node
+
+_ROWS = (1, 4, 16, 64)
 
 
 def start_local_fleet(config: EngineConfig, *, report: Progress = silent) -> Fleet:
@@ -52,7 +61,9 @@ def start_local_fleet(config: EngineConfig, *, report: Progress = silent) -> Fle
         stack.callback(launcher.close)
         muster = Muster(launcher, reception, config, path_on=lambda _node: str(files.path))
         site = FixedSite(dims, config.split, lambda: [node], "unix sockets of this user alone")
-        return Fleet(config, site, muster, files, tokenizer, stack.pop_all())
+        fleet = Fleet(config, site, muster, files, tokenizer, stack.pop_all())
+        reception.offer("operator", OperatorService(fleet).serve)
+        return fleet
 
 
 def dims_of(files: ModelFiles) -> Dims:
@@ -67,3 +78,22 @@ def dims_of(files: ModelFiles) -> Dims:
         return decoder_config(source.config).dims
     finally:
         source.close()
+
+
+def explain_this_machine(config: EngineConfig, goal: Goal) -> tuple[str, ...]:
+    """What the planner says of this machine alone, measured now. Raises PlacementError."""
+    cost = cost_of(resolve(config.model), config.dtype, config.quantize)
+    profile = profile_node(
+        LOCAL_NODE,
+        precisions=[cost.precision],
+        rows=_ROWS,
+        budget_s=BUDGET_S,
+        num_threads=config.num_threads,
+    )
+    proposal = propose(Cluster(nodes=(profile,)), cost, goal)
+    made = proposal.prediction
+    expected = (
+        f"predicted {made.one_stream:,.0f} tokens/s for one stream, {made.many_streams:,.0f} for "
+        f"{made.num_streams}"
+    )
+    return (*proposal.reasons, expected)

@@ -155,7 +155,8 @@ class Greeting(
 ):
     """The first message on a connection between workers: who sends what on it from now on.
 
-    A "rank" sends partial sums, a "stage" hidden states, a "link" what is measured. `sender` is the rank in its own stage.
+    A "rank" sends partial sums, a "stage" hidden states, a "link" what is measured. `sender` is
+    the rank in its own stage.
     """
 
     role: Role

@@ -35,7 +35,8 @@ class BlockCache:
     def open(self, sequence: Sequence) -> bool:
         """Give a sequence blocks for all tokens known, shared where its prefix is cached.
 
-        Sets `block_ids`, `num_computed` and `num_planned`; False, and no change, if too few blocks are free.
+        Sets `block_ids`, `num_computed` and `num_planned`; False, and no change, if too few
+        blocks are free.
         """
         hits = self._cached_prefix(sequence)
         if not self._fits(sequence, hits):

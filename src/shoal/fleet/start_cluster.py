@@ -1,0 +1,135 @@
+"""Splits a model over the machines of the cluster that this one belongs to."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import ExitStack
+from typing import TYPE_CHECKING
+
+from shoal.cluster.goal import Goal
+from shoal.config import EngineConfig
+from shoal.errors import ConfigError, PlacementError
+from shoal.fleet.costing import cost_of
+from shoal.fleet.fleet import Fleet
+from shoal.fleet.muster import Muster
+from shoal.fleet.operator import OperatorService
+from shoal.fleet.ray_node import use_ray
+from shoal.fleet.reception import Reception
+from shoal.fleet.site import FixedSite, MeasuredSite, Node, Site
+from shoal.fleet.start_local import dims_of
+from shoal.fleet.state import StateFolder
+from shoal.fleet.survey import Survey
+from shoal.parallel.address import HostAddress
+from shoal.parallel.endpoint import MutualTls, Plaintext, Security, listen
+from shoal.parallel.identity import load_identity
+from shoal.weights.cache import Progress, cache_root, silent
+from shoal.weights.provider import WeightsProvider
+from shoal.weights.source import ModelFiles, resolve
+from shoal.weights.tokenizer import load_tokenizer
+
+if TYPE_CHECKING:
+    from shoal.fleet.launch_ray import NodeView, RayLauncher
+
+_TRANSPORTS_OF_ONE_MACHINE = ("shared-memory", "nccl")
+
+
+def start_cluster_fleet(
+    config: EngineConfig,
+    folder: StateFolder,
+    goal: Goal | None,
+    *,
+    insecure_plaintext: bool = False,
+    report: Progress = silent,
+    say: Callable[[str], None] = lambda _text: None,
+) -> Fleet:
+    """Start a model on the cluster, placed by the planner for a goal, or as `config.split` says.
+
+    Machines without the model's files get their shards' tensors from here. `say` hears what
+    takes long. Raises SourceError, ConfigError, PlacementError, OutOfMemory, PeerLost.
+    """
+    membership = folder.load()
+    security: Security = (
+        Plaintext() if insecure_plaintext else MutualTls(load_identity(folder.identity))
+    )
+    _check_transport(config, security)
+    files = resolve(config.model, report=report)
+    tokenizer = load_tokenizer(files, report=report)
+    use_ray(folder)
+    # Only now: Ray reads its settings when it is imported, and is not needed on one machine.
+    from shoal.fleet.launch_ray import NodeView, RayLauncher  # noqa: PLC0415
+
+    with ExitStack() as stack:
+        provider = WeightsProvider(files, cache_root(), report)
+        stack.callback(provider.close)
+        scheme = "tcp" if insecure_plaintext else "tls"
+        address = str(HostAddress(scheme, membership.address, 0))
+        reception = Reception(listen(address, security), {"weights": provider.serve})
+        stack.callback(reception.close)
+
+        def on_exit(worker: str, status: int) -> None:
+            reception.note_end(worker, f"exit status {status}")
+
+        launcher = RayLauncher(
+            folder, reception.address, on_exit, insecure_plaintext=insecure_plaintext
+        )
+        stack.callback(launcher.close)
+        site = _site(config, files, goal, folder, launcher, reception, NodeView(folder), say)
+
+        def path_on(node: str) -> str:
+            return str(files.path) if node == membership.node else ""
+
+        muster = Muster(launcher, reception, config, path_on=path_on)
+        fleet = Fleet(config, site, muster, files, tokenizer, stack.pop_all())
+        reception.offer("operator", OperatorService(fleet).serve)
+        return fleet
+
+
+def _site(
+    config: EngineConfig,
+    files: ModelFiles,
+    goal: Goal | None,
+    folder: StateFolder,
+    launcher: RayLauncher,
+    reception: Reception,
+    view: NodeView,
+    say: Callable[[str], None],
+) -> Site:
+    security = "plaintext, open to the network" if _is_plain(reception) else "mutual TLS 1.3"
+
+    def nodes() -> list[Node]:
+        return [
+            Node(
+                name=each.name,
+                address=each.address,
+                num_cores=each.num_cores,
+                memory_bytes=each.memory_bytes,
+                alive=each.alive,
+            )
+            for each in view.fleet()
+        ]
+
+    if goal is None:
+        return FixedSite(dims_of(files), config.split, nodes, security)
+    cost = cost_of(files, config.dtype, config.quantize)
+    precision = cost.precision
+    path = folder.path / f"survey-{precision}.json"
+    survey = Survey(launcher, reception, nodes, precision, path, say)
+    return MeasuredSite(cost, goal, survey, nodes, security)
+
+
+def _is_plain(reception: Reception) -> bool:
+    return reception.address.startswith("tcp:")
+
+
+def _check_transport(config: EngineConfig, security: Security) -> None:
+    transport = config.split.transport
+    if transport == "gloo" and isinstance(security, MutualTls):
+        raise ConfigError(
+            "gloo cannot encrypt, and these machines talk over a network: leave --transport out, "
+            "or give --insecure-plaintext too if everybody there may read and change the traffic"
+        )
+    if transport in _TRANSPORTS_OF_ONE_MACHINE:
+        raise PlacementError(
+            f"--transport {transport} works within one machine only: leave it out, and ranks on "
+            "one machine use shared memory, others sockets"
+        )
