@@ -6,6 +6,7 @@ import itertools
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 
 import msgspec
 from msgspec import structs
@@ -17,6 +18,7 @@ from shoal.fleet.inbox import Inbox
 from shoal.fleet.launcher import Launcher
 from shoal.fleet.reception import Reception
 from shoal.parallel.control import Load, Loaded
+from shoal.weights.cache import Progress, silent
 
 _CALL_S = 60.0
 _LOAD_S = 3600.0
@@ -43,12 +45,14 @@ class Muster:
         config: EngineConfig,
         *,
         path_on: Callable[[str], str],
+        report: Progress = silent,
     ) -> None:
         self._launcher = launcher
         self._reception = reception
         self._config = config
         self._shares: dict[str, NodeShare] = {}
         self._path_on = path_on
+        self._report = report
         self._numbers = itertools.count(1)
 
     def share_out(
@@ -103,6 +107,7 @@ class Muster:
                 line = self._reception.wait_for(seat.worker, deadline_s=deadline_s)
                 lines[seat.worker] = line
                 line.inbox = inbox
+                line.report = partial(self._note_fetching, seat.node)
                 line.send(self._load(seat))
             replies = inbox.replies(Loaded, lines.keys(), timeout_s=_LOAD_S)
         except BaseException:
@@ -112,6 +117,11 @@ class Muster:
                 self._launcher.stop(seat.worker)
             raise
         return {worker: Member(line, replies[worker]) for worker, line in lines.items()}
+
+    def _note_fetching(
+        self, node: str, what: str, done_bytes: int, total_bytes: int | None
+    ) -> None:
+        self._report(f"{node}: {what}", done_bytes, total_bytes)
 
     def _load(self, seat: Seat) -> Load:
         share = self._shares[seat.node]

@@ -78,7 +78,7 @@ def start_cluster_fleet(
         def path_on(node: str) -> str:
             return str(files.path) if node == membership.node else ""
 
-        muster = Muster(launcher, reception, config, path_on=path_on)
+        muster = Muster(launcher, reception, config, path_on=path_on, report=report)
         fleet = Fleet(config, site, muster, files, tokenizer, stack.pop_all())
         reception.offer("operator", OperatorService(fleet).serve)
         return fleet

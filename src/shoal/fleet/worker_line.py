@@ -9,11 +9,13 @@ import msgspec
 from shoal.errors import PeerLost, ShoalError
 from shoal.fleet.inbox import Inbox, Lost
 from shoal.parallel.channel import Channel
-from shoal.parallel.control import FromWorker, Hello, Stop, ToWorker, Usage
+from shoal.parallel.control import Fetching, FromWorker, Hello, Stop, ToWorker, Usage
+from shoal.weights.cache import Progress, silent
 
 
 class WorkerLine:
-    """`inbox` receives all that the worker reports but its usage, which is kept here.
+    """`inbox` receives all that the worker reports but its usage, which is kept here, and how far
+    it has come with fetching its weights, which `report` hears.
 
     Who sets `inbox` looks at `is_lost` afterwards: the report of the loss may have gone before.
     """
@@ -22,6 +24,7 @@ class WorkerLine:
         self.worker = hello.caller
         self.address = hello.address
         self.inbox = Inbox()
+        self.report: Progress = silent
         self.is_lost = False
         self.usage: Usage | None = None
         self._commands = commands
@@ -57,6 +60,8 @@ class WorkerLine:
                 message: FromWorker = decoder.decode(header)
                 if isinstance(message, Usage):
                     self.usage = message
+                elif isinstance(message, Fetching):
+                    self.report(message.what, message.done_bytes, message.total_bytes)
                 else:
                     self.inbox.put(self.worker, message)
         except (ShoalError, msgspec.MsgspecError) as error:

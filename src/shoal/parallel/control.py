@@ -98,6 +98,16 @@ class Hello(msgspec.Struct, frozen=True, kw_only=True, tag="hello", forbid_unkno
     address: str = ""
 
 
+class Fetching(
+    msgspec.Struct, frozen=True, kw_only=True, tag="fetching", forbid_unknown_fields=True
+):
+    """How far a worker has come with the tensors that it gets from the head."""
+
+    what: str
+    done_bytes: int
+    total_bytes: int | None
+
+
 class Loaded(msgspec.Struct, frozen=True, kw_only=True, tag="loaded", forbid_unknown_fields=True):
     """`num_blocks` is what the worker's memory holds, `num_read_bytes` what it read of the file."""
 
@@ -183,4 +193,4 @@ class HiddenStates(
 
 
 ToWorker = Plan | Load | Form | MeasureNode | MeasureLink | Stop
-FromWorker = StepResult | Loaded | Formed | Measured | Failed | Usage
+FromWorker = StepResult | Fetching | Loaded | Formed | Measured | Failed | Usage

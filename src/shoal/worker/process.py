@@ -30,6 +30,7 @@ from shoal.parallel.control import (
 )
 from shoal.parallel.endpoint import Security, listen
 from shoal.parallel.head_call import call_head
+from shoal.worker.fetch_report import ThinnedReport
 from shoal.worker.neighbours import measure_link
 from shoal.worker.peers import Peers
 from shoal.worker.profile import profile_node
@@ -84,12 +85,13 @@ class WorkerProcess:
         self._holder: ShardHolder | None = None
         self._stage: Stage | None = None
         self._reported_s = 0.0
+        self._unreported_epoch: int | None = None
 
     def serve(self) -> None:
         reader = threading.Thread(target=self._read, name="shoal-commands", daemon=True)
         reader.start()
         try:
-            while (message := self._inbox.get()) is not None:
+            while (message := self._next()) is not None:
                 try:
                     self._handle(message)
                 except Exception as error:
@@ -131,11 +133,21 @@ class WorkerProcess:
 
     # ---- the thread that computes ---------------------------------------------------------
 
+    def _next(self) -> ToWorker | None:
+        """After a while without work, the usage that its last steps have left is reported."""
+        if self._unreported_epoch is None:
+            return self._inbox.get()
+        try:
+            return self._inbox.get(timeout=_USAGE_INTERVAL_S)
+        except queue.Empty:
+            self._report_usage(self._unreported_epoch)
+            return self._inbox.get()
+
     def _handle(self, message: ToWorker) -> None:
         if isinstance(message, Plan):
             self._step(message)
         elif isinstance(message, Load):
-            self._holder = ShardHolder(message, self._call_for_weights)
+            self._holder = ShardHolder(message, self._call_for_weights, ThinnedReport(self._send))
             self._send(self._holder.loaded())
         elif isinstance(message, Form):
             self._form(message)
@@ -160,10 +172,15 @@ class WorkerProcess:
         result = self._stage.execute(plan)
         if result is not None:
             self._send(result)
-        now_s = time.monotonic()
-        if now_s - self._reported_s > _USAGE_INTERVAL_S:
-            self._reported_s = now_s
-            self._send(self._stage.usage(plan.epoch))
+        self._unreported_epoch = plan.epoch
+        if time.monotonic() - self._reported_s > _USAGE_INTERVAL_S:
+            self._report_usage(plan.epoch)
+
+    def _report_usage(self, epoch: int) -> None:
+        self._reported_s = time.monotonic()
+        self._unreported_epoch = None
+        if self._stage is not None and epoch == self._newest_epoch:
+            self._send(self._stage.usage(epoch))
 
     def _form(self, form: Form) -> None:
         if form.epoch < self._newest_epoch:

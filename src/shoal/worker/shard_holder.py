@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import time
 from collections.abc import Callable
 
@@ -23,23 +22,28 @@ from shoal.worker.peers import Peers
 from shoal.worker.stage import Stage
 from shoal.worker.worker import describe, max_context_of
 
-log = logging.getLogger(__name__)
-
 
 class ShardHolder:
-    """Loads on creation. `call_for_weights` opens a call of the head's service for them.
+    """Loads on creation. `call_for_weights` opens a call of the head's service for them, and
+    `report` hears how far that has come.
 
     Raises SourceError, UnsupportedModel, ConfigError, OutOfMemory, PeerLost.
     """
 
-    def __init__(self, load: Load, call_for_weights: Callable[[], tuple[Channel, Channel]]) -> None:
+    def __init__(
+        self,
+        load: Load,
+        call_for_weights: Callable[[], tuple[Channel, Channel]],
+        report: Progress,
+    ) -> None:
         start_s = time.perf_counter()
         self._load = load
         self._scheme = choose_scheme(load.config.dtype, load.config.quantize)
         self._communicator = CurrentCommunicator(load.shard.rank, load.shard.num_ranks)
         self._cache: KVCache | None = None
-        files = resolve(load.path) if load.path else _fetch(load.shard, call_for_weights)
-        source = open_source(files)
+        source = open_source(
+            resolve(load.path) if load.path else _fetch(load.shard, call_for_weights, report)
+        )
         try:
             self._model = decoder_config(source.config)
             self._decoder = load_decoder(
@@ -101,26 +105,12 @@ class ShardHolder:
         return cache
 
 
-def _fetch(shard: Shard, call_for_weights: Callable[[], tuple[Channel, Channel]]) -> ModelFiles:
+def _fetch(
+    shard: Shard, call_for_weights: Callable[[], tuple[Channel, Channel]], report: Progress
+) -> ModelFiles:
     down, up = call_for_weights()
     try:
-        return fetch_shard(down, up, shard, cache_root(), _log_progress())
+        return fetch_shard(down, up, shard, cache_root(), report)
     finally:
         down.close()
         up.close()
-
-
-def _log_progress() -> Progress:
-    """A line for every tenth that has come."""
-    tenths: dict[str, int] = {}
-
-    def report(what: str, done_bytes: int, total_bytes: int | None) -> None:
-        tenth = 10 * done_bytes // total_bytes if total_bytes else 0
-        if tenths.get(what) != tenth:
-            tenths[what] = tenth
-            size = (
-                f": {done_bytes / 1e6:,.0f} of {total_bytes / 1e6:,.0f} MB" if total_bytes else ""
-            )
-            log.info("%s%s", what, size)
-
-    return report
