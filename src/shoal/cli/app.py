@@ -10,6 +10,7 @@ import typer
 from shoal.cli import (
     bench,
     chat,
+    drain,
     evaluate,
     generate,
     head,
@@ -18,7 +19,9 @@ from shoal.cli import (
     plan,
     profile,
     pull,
+    rebalance,
     serve,
+    status,
 )
 from shoal.cli.group import ShoalGroup
 from shoal.cli.token import token_app
@@ -85,6 +88,9 @@ app.command(rich_help_panel=MEASURE_PANEL, epilog=plan.EPILOG)(plan.plan)
 
 app.command(rich_help_panel=CLUSTER_PANEL, epilog=head.EPILOG)(head.head)
 app.command(rich_help_panel=CLUSTER_PANEL, epilog=join.EPILOG)(join.join)
+app.command(rich_help_panel=CLUSTER_PANEL, epilog=status.EPILOG)(status.status)
+app.command(rich_help_panel=CLUSTER_PANEL, epilog=drain.EPILOG)(drain.drain)
+app.command(rich_help_panel=CLUSTER_PANEL, epilog=rebalance.EPILOG)(rebalance.rebalance)
 app.add_typer(token_app, name="token", rich_help_panel=CLUSTER_PANEL)
 
 eval_app = typer.Typer(no_args_is_help=True, help="Measure the quality of a model.")

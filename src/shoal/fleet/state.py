@@ -87,6 +87,10 @@ class StateFolder:
     def ray_log(self) -> Path:
         return self.path / "ray.log"
 
+    @property
+    def serving(self) -> Path:
+        return self.path / "serving"
+
     def create(self) -> None:
         """Raises ConfigError."""
         try:
