@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import msgspec
 
 from shoal.messages import TokenLogprobs
 from shoal.request import FinishReason, SamplingParams
-from shoal.weights.tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    # It brings torch, which `shoal status` must not wait for.
+    from shoal.weights.tokenizer import Tokenizer
 
 
 class Delta(msgspec.Struct, frozen=True, kw_only=True):
