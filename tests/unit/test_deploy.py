@@ -86,12 +86,7 @@ def test_probes_and_variables_name_what_is_there(pod: str, container: Container)
 
 
 @each_container
-def test_commands_are_shoals(
-    request: pytest.FixtureRequest, pod: str, container: Container
-) -> None:
-    if container.name == "serve":
-        reason = "until 'shoal serve' has --cluster"
-        request.applymarker(pytest.mark.xfail(reason=reason, strict=True))
+def test_commands_are_shoals(pod: str, container: Container) -> None:
     del pod
     program, command, *words = container.command
     assert program == "shoal"
