@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import msgspec
@@ -122,8 +123,8 @@ def deal(total: int, shares: Sequence[float], what: str, *, unit: int = 1) -> li
     """
     unit = unit if total >= unit * len(shares) else 1
     num_units = total // unit
-    if min(shares, default=0) <= 0:
-        raise ConfigError(f"shares of {what} must be positive, got {list(shares)}")
+    if not shares or not all(0 < share < math.inf for share in shares):
+        raise ConfigError(f"shares of {what} must be positive numbers, got {list(shares)}")
     if len(shares) > num_units:
         raise ConfigError(
             f"{total} {what} cannot be dealt to {len(shares)}: at most {num_units} can have some"
