@@ -94,11 +94,18 @@ def start_command(membership: Membership, scratch: Path, num_cores: int) -> list
             *command,
             "--head",
             f"--port={membership.ray_port}",
-            # It cannot be switched off, so it must at least be where we know.
-            f"--ray-client-server-port={membership.ray_client_port}",
+            *_client_port(membership),
             "--include-dashboard=false",
         ]
     return [*command, f"--address={membership.ray_address}"]
+
+
+def _client_port(membership: Membership) -> list[str]:
+    """A plain Ray has no client server. With grpc installed it has one, which cannot be switched
+    off, so it must at least be where we know."""
+    if importlib.util.find_spec("grpc") is None:
+        return []
+    return [f"--ray-client-server-port={membership.ray_client_port}"]
 
 
 class RayNode:
