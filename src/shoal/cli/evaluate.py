@@ -18,7 +18,13 @@ from shoal.cli.options import (
     QuantizeOption,
     ThreadsOption,
 )
-from shoal.cli.split_options import PipelineOption, TensorOption, WireFormatOption, make_split
+from shoal.cli.split_options import (
+    PipelineOption,
+    TensorOption,
+    TransportOption,
+    WireFormatOption,
+    make_split,
+)
 from shoal.config import DType, Quantize
 from shoal.errors import InvalidRequest, UnsupportedByModel
 from shoal.evaluate.perplexity import Perplexity, english_text, measure_perplexity
@@ -84,6 +90,7 @@ def perplexity(
     pipeline: PipelineOption = 1,
     tensor: TensorOption = 1,
     wire: WireFormatOption = "exact",
+    transport: TransportOption = "auto",
 ) -> None:
     """Measure how well a model predicts a text: the lower, the better.
 
@@ -98,7 +105,7 @@ def perplexity(
             dtype=one_dtype,
             quantize=one_quantize,
             num_threads=threads,
-            split=make_split(pipeline=pipeline, tensor=tensor, wire=wire),
+            split=make_split(pipeline=pipeline, tensor=tensor, wire=wire, transport=transport),
             accept_terms=accept_terms,
         )
         scores.append(_measure(model, options, prose, window=window, step_tokens=step_tokens))
