@@ -41,7 +41,7 @@ from shoal.fleet.deployment import Deployment, deploy
 from shoal.parallel.endpoint import MutualTls
 
 WHOLE, PIPELINE, TENSOR = "one process", "pipeline 2", "tensor 2"
-TENSOR_UNIX, TENSOR_TLS = "tensor 2, unix sockets", "tensor 2, TLS"
+TENSOR_UNIX, TENSOR_TLS = "tensor 2, unix", "tensor 2, TLS"
 LLAMA_CPP_RPC = {1: 43.0, 16: 89.0}
 
 
@@ -50,7 +50,7 @@ def contests(num_tokens: int) -> dict[Work, tuple[str, ...]]:
 
     def decode(num_streams: int) -> Work:
         return Work(
-            name=f"decode, {num_streams} streams" if num_streams > 1 else "decode, one stream",
+            name=f"{num_streams} streams" if num_streams > 1 else "1 stream",
             num_streams=num_streams,
             prompt_tokens=128,
             max_tokens=num_tokens,
@@ -58,7 +58,7 @@ def contests(num_tokens: int) -> dict[Work, tuple[str, ...]]:
 
     def prefill(prompt_tokens: int) -> Work:
         return Work(
-            name=f"prompt of {prompt_tokens}",
+            name=f"prompt {prompt_tokens}",
             num_streams=1,
             prompt_tokens=prompt_tokens,
             max_tokens=1,
@@ -134,7 +134,7 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=96, help="decoded in each stream (96)")
     parser.add_argument("--quantize", default="auto", choices=("auto", "none", "int8", "int4"))
     parser.add_argument("--step-tokens", type=int, default=512, help="tokens in a step (512)")
-    parser.add_argument("--only", default="", help="work whose name holds this")
+    parser.add_argument("--only", default="", help="work whose name holds this, such as prompt")
     options = parser.parse_args()
     console = Console(stderr=True)
     plan = {w: n for w, n in contests(options.tokens).items() if options.only in w.name}
