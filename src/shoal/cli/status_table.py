@@ -5,13 +5,12 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING
 
-from rich.console import Group, RenderableType
+from rich.console import Group, JustifyMethod, RenderableType
 from rich.markup import escape
 from rich.table import Table
 
 from shoal.cli.console import human_bytes
 from shoal.cli.status_rates import Rates, WorkerRates
-from shoal.fleet.durations import human_duration
 
 if TYPE_CHECKING:
     from shoal.engine.api import WorkerStats
@@ -19,6 +18,13 @@ if TYPE_CHECKING:
     from shoal.fleet.status import FleetStatus, NodeStatus, ReplicaStatus
 
 UNKNOWN = "–"
+
+_NODE_COLUMNS: dict[str, JustifyMethod] = {
+    "device": "left",
+    "memory": "right",
+    "state": "left",
+    "workers": "right",
+}
 
 
 def fleet_view(serving: Serving, status: FleetStatus, rates: Rates) -> RenderableType:
@@ -74,11 +80,22 @@ def _reason(status: FleetStatus) -> str:
 
 
 def _identity(serving: Serving) -> tuple[tuple[str, str], ...]:
-    up = human_duration(max(time.time() - serving.started_s, 0.0))
+    up = _up_time(max(time.time() - serving.started_s, 0.0))
     return (
         ("model", f"[bold]{escape(serving.model)}[/] at {serving.url}"),
         ("server", f"process {serving.pid}, up for {up}"),
     )
+
+
+def _up_time(seconds: float) -> str:
+    """In two units: `3 m 20 s`, `2 d 5 h`."""
+    amounts = (("d", 86400), ("h", 3600), ("m", 60), ("s", 1))
+    parts: list[str] = []
+    for unit, unit_s in amounts:
+        count, seconds = divmod(seconds, unit_s)
+        if count or parts or unit == "s":
+            parts.append(f"{count:.0f} {unit}")
+    return " ".join(parts[:2])
 
 
 def _health(ok: bool, reason: str) -> str:
@@ -93,8 +110,9 @@ def _facts(*facts: tuple[str, str]) -> Table:
 
 
 def _nodes_table(nodes: list[NodeStatus]) -> Table:
-    table = _table(node="left", address="left", device="left", memory="right", state="left")
-    table.add_column("workers", justify="right")
+    table = _table("node", "address")
+    for name, justify in _NODE_COLUMNS.items():
+        table.add_column(name, justify=justify, no_wrap=True)
     for each in nodes:
         table.add_row(
             escape(each.name),
@@ -126,8 +144,8 @@ def _replica_line(replica: ReplicaStatus, rates: Rates) -> str:
 
 
 def _workers_table(replica: ReplicaStatus, rates: Rates) -> Table:
-    table = _table(worker="left", node="left", stage="right", rank="right", layers="right")
-    for name in ("busy", "bubble", "sends"):
+    table = _table("worker", "node")
+    for name in ("stage", "rank", "layers", "busy", "bubble", "sends"):
         table.add_column(name, justify="right", no_wrap=True)
     for each in replica.stats.workers:
         now = rates.workers.get((replica.name, each.stage, each.rank))
@@ -154,9 +172,9 @@ def _rate_cells(now: WorkerRates | None) -> tuple[str, str, str]:
     return f"{now.busy:.0%}", f"{now.bubble:.0%}", f"{sent}/s"
 
 
-def _table(**columns: str) -> Table:
-    """Names are cut short rather than wrapped: a row is a line."""
+def _table(*names: str) -> Table:
+    """Its first columns hold names, which are cut short where the terminal is narrow."""
     table = Table(box=None, pad_edge=False, header_style="dim")
-    for name, justify in columns.items():
-        table.add_column(name, justify=justify, no_wrap=True, overflow="ellipsis")  # type: ignore[arg-type]
+    for name in names:
+        table.add_column(name, overflow="ellipsis")
     return table

@@ -55,10 +55,9 @@ class OperatorClient:
         # Two of one name would be paired with each other's connections.
         caller = f"operator-{secrets.token_hex(4)}"
         hello = Hello(service="operator", direction="down", caller=caller)
-        self._address = address
         self._silent_s = silent_s
-        with _broken_line(address):
-            self._down, self._up = call_head(address, security, hello)
+        with _broken_line():
+            self._down, self._up = call_head(address, security, hello, timeout_s=silent_s)
 
     def status(self, report: Report = _unheard) -> FleetStatus:
         return self._ask(AskStatus(), StatusReply, report).status
@@ -87,7 +86,7 @@ class OperatorClient:
         self.close()
 
     def _ask(self, request: FromOperator, kind: type[Reply], report: Report) -> Reply:
-        with _broken_line(self._address):
+        with _broken_line():
             self._up.send(msgspec.msgpack.encode(request))
         while True:
             answer = self._receive()
@@ -100,7 +99,7 @@ class OperatorClient:
             report(answer.text)
 
     def _receive(self) -> ToOperator:
-        with _broken_line(self._address):
+        with _broken_line():
             header, _ = self._down.receive(self._silent_s)
         try:
             answer: ToOperator = msgspec.msgpack.decode(header, type=ToOperator)
@@ -126,12 +125,12 @@ def security_for(address: str, state: StateFolder) -> Security:
 
 
 @contextmanager
-def _broken_line(address: str) -> Iterator[None]:
+def _broken_line() -> Iterator[None]:
     """Not to be taken for the loss of a worker, of which the head may tell."""
     try:
         yield
     except PeerLost as error:
-        raise PeerLost(f"the server is gone or stuck: {address}: {error.message}") from error
+        raise PeerLost(f"the server is gone or stuck: {error.message}") from error
 
 
 def _error_of(refused: Refused) -> ShoalError:

@@ -11,20 +11,23 @@ from shoal.parallel.endpoint import Security, dial
 _CONNECT_S = 20.0
 
 
-def call_head(address: str, security: Security, hello: Hello) -> tuple[Channel, Channel]:
+def call_head(
+    address: str, security: Security, hello: Hello, *, timeout_s: float = _CONNECT_S
+) -> tuple[Channel, Channel]:
     """(down, up) for the service that `hello` names; its direction is filled in here.
 
     Raises PeerLost when the head cannot be reached, PeerRefused when it refuses us.
     """
-    down = _call(address, security, msgspec.structs.replace(hello, direction="down"))
+    down = _call(address, security, msgspec.structs.replace(hello, direction="down"), timeout_s)
     try:
-        return down, _call(address, security, msgspec.structs.replace(hello, direction="up"))
+        up = _call(address, security, msgspec.structs.replace(hello, direction="up"), timeout_s)
+        return down, up
     except BaseException:
         down.close()
         raise
 
 
-def _call(address: str, security: Security, hello: Hello) -> Channel:
-    channel = dial(address, security, timeout_s=_CONNECT_S)
+def _call(address: str, security: Security, hello: Hello, timeout_s: float) -> Channel:
+    channel = dial(address, security, timeout_s=timeout_s)
     channel.send(msgspec.msgpack.encode(hello))
     return channel
