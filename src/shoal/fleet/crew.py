@@ -67,7 +67,7 @@ class Crew:
             Formed,
             self.members.keys(),
             timeout_s=FORM_S,
-            is_meant=lambda formed: formed.epoch == epoch,
+            is_meant=lambda reply: reply.epoch == epoch,
         )
 
     def broadcast(self, plan: Plan) -> None:

@@ -47,17 +47,21 @@ class Inbox:
         workers: Collection[str],
         *,
         timeout_s: float,
-        is_meant: Callable[[Reply], bool] = lambda _reply: True,
+        is_meant: Callable[[Reply | Failed], bool] = lambda _reply: True,
     ) -> dict[str, Reply]:
-        """One reply from each. Raises as `next` does, and what the first to fail reports."""
+        """One reply from each; those not meant, from before, are dropped.
+
+        Raises as `next` does, and what the first to fail reports.
+        """
         deadline_s = time.monotonic() + timeout_s
         replies: dict[str, Reply] = {}
         while missing := set(workers) - replies.keys():
             worker, message = self.next(missing, deadline_s)
+            if not isinstance(message, kind | Failed) or not is_meant(message):
+                continue
             if isinstance(message, Failed):
                 raise error_of(worker, message)
-            if isinstance(message, kind) and is_meant(message):
-                replies[worker] = message
+            replies[worker] = message
         return replies
 
 

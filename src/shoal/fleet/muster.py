@@ -13,10 +13,12 @@ from msgspec import structs
 
 from shoal.cluster.placement import ReplicaPlacement, Seat
 from shoal.config import EngineConfig
+from shoal.errors import PeerLost
 from shoal.fleet.crew import Crew, Member
 from shoal.fleet.inbox import Inbox
 from shoal.fleet.launcher import Launcher
 from shoal.fleet.reception import Reception
+from shoal.fleet.worker_line import WorkerLine
 from shoal.parallel.control import Load, Loaded
 from shoal.weights.cache import Progress, silent
 
@@ -96,12 +98,12 @@ class Muster:
 
     def _recruit(self, seats: Sequence[Seat]) -> dict[str, Member]:
         """Raises PlacementError, PeerLost, and what kept the first worker from loading."""
-        for seat in seats:
-            num_threads = self._shares[seat.node].num_threads
-            self._launcher.start(seat.worker, seat.node, num_threads=num_threads)
-        lines = {}
+        lines: dict[str, WorkerLine] = {}
         inbox = Inbox()
         try:
+            for seat in seats:
+                num_threads = self._shares[seat.node].num_threads
+                self._launcher.start(seat.worker, seat.node, num_threads=num_threads)
             deadline_s = time.monotonic() + _CALL_S
             for seat in seats:
                 line = self._reception.wait_for(seat.worker, deadline_s=deadline_s)
@@ -109,6 +111,8 @@ class Muster:
                 line.inbox = inbox
                 line.report = partial(self._note_fetching, seat.node)
                 line.send(self._load(seat))
+                if line.is_lost:
+                    raise PeerLost(f"worker {seat.worker} is lost before it has loaded")
             replies = inbox.replies(Loaded, lines.keys(), timeout_s=_LOAD_S)
         except BaseException:
             for line in lines.values():

@@ -68,6 +68,10 @@ class Reception:
         """A worker's process is over: do not wait for it."""
         with self._changed:
             self._ended[worker] = reason
+            called = self._workers.pop(worker, ())
+            half = self._halves.pop(("worker", worker), ())
+            for channel in (*called[1:], *half[1:]):
+                channel.close()
             self._changed.notify_all()
 
     def close(self) -> None:

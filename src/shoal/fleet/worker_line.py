@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from contextlib import suppress
 
 import msgspec
 
@@ -40,14 +41,16 @@ class WorkerLine:
 
     def send_encoded(self, message: bytes) -> None:
         """For what goes to several workers and is encoded once. Raises PeerLost."""
-        self._commands.send(message)
+        try:
+            self._commands.send(message)
+        except PeerLost:
+            self.is_lost = True
+            raise
 
     def dismiss(self) -> None:
         """Let the worker end, and hang up."""
-        try:
+        with suppress(PeerLost):
             self.send(Stop())
-        except PeerLost:
-            self.is_lost = True
         self._commands.close()
         self._reports.close()
         self._thread.join()

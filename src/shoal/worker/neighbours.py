@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import socket
+from collections.abc import Sequence
+from contextlib import ExitStack
 from typing import Literal
 
 import msgspec
@@ -57,8 +59,13 @@ class Neighbours:
         if form.transport in ("gloo", "nccl"):
             return self._collective(form.transport)
         others = [rank for rank in range(shard.num_ranks) if rank != shard.rank]
-        senders = [self._dial("rank", form.ranks[other]) for other in others]
-        receivers = [self._await("rank", other) for other in others]
+        with ExitStack() as opened:
+            senders = self._dial_all("rank", [form.ranks[other] for other in others], opened)
+            receivers = []
+            for other in others:
+                receivers.append(self._await("rank", other))
+                opened.callback(receivers[-1].close)
+            opened.pop_all()
         return SocketExchange(
             shard.rank,
             senders,
@@ -100,7 +107,9 @@ class Neighbours:
     def outlet(self) -> Outlet | None:
         if not self._form.next_stage:
             return None
-        channels = [self._dial("stage", address) for address in self._form.next_stage]
+        with ExitStack() as opened:
+            channels = self._dial_all("stage", self._form.next_stage, opened)
+            opened.pop_all()
         return Outlet(channels, self._form.wire_format)
 
     def inlet(self, *, width: int) -> Inlet | None:
@@ -112,6 +121,13 @@ class Neighbours:
 
     def _await(self, role: Role, rank: int) -> Channel:
         return self._peers.wait_for(role, self._form.epoch, rank, timeout_s=CONNECT_S)
+
+    def _dial_all(self, role: Role, addresses: Sequence[str], opened: ExitStack) -> list[Channel]:
+        channels = []
+        for address in addresses:
+            channels.append(self._dial(role, address))
+            opened.callback(channels[-1].close)
+        return channels
 
     def _dial(self, role: Role, address: str) -> Channel:
         channel = dial(address, self._security, timeout_s=CONNECT_S)

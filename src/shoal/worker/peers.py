@@ -29,6 +29,7 @@ class Peers:
         self._listener = listener
         self._arrived: dict[Key, Channel] = {}
         self._changed = threading.Condition()
+        self._first_epoch = 0
         self._closed = False
         self._thread = threading.Thread(target=self._accept, name="shoal-peers", daemon=True)
         self._thread.start()
@@ -38,13 +39,18 @@ class Peers:
         return self._listener.address
 
     def wait_for(self, role: Role, epoch: int, sender: int, *, timeout_s: float) -> Channel:
-        """The connection that a peer opened for an epoch. Raises PeerLost if it does not come."""
+        """The connection that a peer opened for an epoch.
+
+        Raises PeerLost if it does not come in time, or not before the epoch is over.
+        """
         key = (role, epoch, sender)
         deadline_s = time.monotonic() + timeout_s
         with self._changed:
             while key not in self._arrived:
+                if self._closed or epoch < self._first_epoch:
+                    raise PeerLost(f"nobody waits for rank {sender} of epoch {epoch} any more")
                 left_s = deadline_s - time.monotonic()
-                if left_s <= 0 or self._closed:
+                if left_s <= 0:
                     raise PeerLost(
                         f"rank {sender} did not connect as '{role}' within {timeout_s:.0f} s"
                     )
@@ -52,20 +58,23 @@ class Peers:
             return self._arrived.pop(key)
 
     def forget_before(self, epoch: int) -> None:
-        """Close what came for epochs that are over."""
+        """Epochs before this one are over: close what came for them, wake who waits for more."""
         with self._changed:
+            self._first_epoch = max(epoch, self._first_epoch)
+            self._changed.notify_all()
             for key in [key for key in self._arrived if key[1] < epoch]:
                 self._arrived.pop(key).close()
 
     def close(self) -> None:
-        self._closed = True
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()
         self._listener.close()
         self._thread.join()
         with self._changed:
             for channel in self._arrived.values():
                 channel.close()
             self._arrived.clear()
-            self._changed.notify_all()
 
     def _accept(self) -> None:
         while not self._closed:
@@ -81,6 +90,13 @@ class Peers:
             log.warning("a connection from %s is dropped: %s", channel.peer, error)
             channel.close()
             return
+        key = (greeting.role, greeting.epoch, greeting.sender)
         with self._changed:
-            self._arrived[greeting.role, greeting.epoch, greeting.sender] = channel
+            if self._closed or greeting.epoch < self._first_epoch:
+                channel.close()
+                return
+            older = self._arrived.pop(key, None)
+            if older is not None:
+                older.close()  # its sender has given it up and dialled again
+            self._arrived[key] = channel
             self._changed.notify_all()

@@ -112,19 +112,22 @@ class WorkerProcess:
             while True:
                 header, _ = self._commands.receive()
                 message: ToWorker = decoder.decode(header)
-                if isinstance(message, Form):
-                    self._newest_epoch = message.epoch
                 if isinstance(message, Stop):
                     return
                 if isinstance(message, Form):
-                    self._close_stage()
+                    self._interrupt(message.epoch)
                 self._inbox.put(message)
         except (ShoalError, msgspec.MsgspecError) as error:
             log.info("no more commands from the head: %s", error)
         finally:
-            self._newest_epoch += 1  # nothing under way matters any more
-            self._close_stage()
+            self._interrupt(self._newest_epoch + 1)
             self._inbox.put(None)
+
+    def _interrupt(self, epoch: int) -> None:
+        """What is under way for an epoch before this one matters no more."""
+        self._newest_epoch = epoch
+        self._peers.forget_before(epoch)
+        self._close_stage()
 
     def _close_stage(self) -> None:
         stage = self._stage
@@ -188,7 +191,7 @@ class WorkerProcess:
         if self._holder is None:
             raise ConfigError("a stage cannot form before its shard is loaded")
         self._close_stage()
-        self._peers.forget_before(form.epoch)
+        self._stage = None
         self._stage = self._holder.form(form, self._peers, self._security)
         if form.epoch < self._newest_epoch:
             self._close_stage()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 
 from shoal.compute.kernels import choose_scheme
 from shoal.models.config import decoder_config
@@ -83,14 +84,21 @@ class ShardHolder:
         patience_s = config.stall_s
         neighbours = Neighbours(form, self.shard, peers, security, patience_s=patience_s)
         cache = self._open_cache(form.num_blocks * config.block_size)
-        outlet = neighbours.outlet()
-        self._communicator.current = neighbours.communicator(own_cores=self._load.own_cores)
+        with ExitStack() as opened:
+            outlet = neighbours.outlet()
+            if outlet is not None:
+                opened.callback(outlet.close)
+            communicator = neighbours.communicator(own_cores=self._load.own_cores)
+            opened.callback(communicator.close)
+            inlet = neighbours.inlet(width=self._model.hidden_size)
+            opened.pop_all()
+        self._communicator.current = communicator
         return Stage(
             self._decoder,
             cache,
-            communicator=self._communicator.current,
+            communicator=communicator,
             block_size=config.block_size,
-            inlet=neighbours.inlet(width=self._model.hidden_size),
+            inlet=inlet,
             outlet=outlet,
             timeout_s=patience_s,
         )
