@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import sys
 import threading
 from collections.abc import Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -164,7 +165,8 @@ class Fleet:
             raise PlacementError(f"the new workers have not taken over within {_SWITCH_S:.0f} s")
 
     def _share_out(self, placements: Sequence[ReplicaPlacement]) -> None:
-        cores = {node.name: node.num_cores for node in self._site.nodes()}
+        most = self._config.num_threads or sys.maxsize
+        cores = {node.name: min(node.num_cores, most) for node in self._site.nodes()}
         self._muster.share_out(placements, cores)
 
     # ---- starting -------------------------------------------------------------------------

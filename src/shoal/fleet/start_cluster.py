@@ -113,7 +113,7 @@ def _site(
     cost = cost_of(files, config.dtype, config.quantize)
     precision = cost.precision
     path = folder.path / f"survey-{precision}.json"
-    survey = Survey(launcher, reception, nodes, precision, path, say)
+    survey = Survey(launcher, reception, nodes, precision, config.num_threads, path, say)
     return MeasuredSite(cost, goal, survey, nodes, security)
 
 

@@ -36,6 +36,7 @@ class Survey:
         reception: Reception,
         nodes: Callable[[], list[Node]],
         precision: Quantize,
+        num_threads: int | None,
         path: Path,
         report: Callable[[str], None],
     ) -> None:
@@ -43,6 +44,7 @@ class Survey:
         self._reception = reception
         self._nodes = nodes
         self._precision = precision
+        self._num_threads = num_threads
         self._path = path
         self._report = report
         self._numbers = itertools.count(1)
@@ -94,7 +96,7 @@ class Survey:
         inbox = Inbox()
         try:
             for name, worker in workers.items():
-                self._launcher.start(worker, name, num_threads=max(1, cores[name]))
+                self._launcher.start(worker, name, num_threads=self._num_threads or cores[name])
             deadline_s = time.monotonic() + _CALL_S
             for name, worker in workers.items():
                 lines[name] = self._reception.wait_for(worker, deadline_s=deadline_s)
@@ -103,8 +105,8 @@ class Survey:
         finally:
             for line in lines.values():
                 line.dismiss()
-            for worker in workers.values():
-                self._launcher.stop(worker)
+            for name in workers.keys() - lines.keys():
+                self._launcher.stop(workers[name])
 
     def _profiles(self, lines: dict[str, WorkerLine], inbox: Inbox) -> list[NodeProfile]:
         for name, line in lines.items():
