@@ -8,10 +8,13 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable
+from concurrent.futures import Future
+from contextlib import suppress
 from pathlib import Path
 
 import msgspec
 
+from shoal.errors import PlacementError
 from shoal.fleet.nursery import Exit, Order
 from shoal.parallel.endpoint import LocalOnly, MutualTls, Security
 
@@ -49,17 +52,14 @@ class LocalLauncher:
         self._cores = cores
         self._taken: dict[str, list[int]] = {}
         self._lock = threading.Lock()
-        # A library's thread pool would not survive the fork; workers set their own.
-        environment = os.environ | {"OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
-        self._nursery = subprocess.Popen(
-            [sys.executable, "-m", "shoal.fleet.nursery"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            env=environment,
-            start_new_session=True,
+        started: Future[subprocess.Popen[bytes]] = Future()
+        # Linux ends the nursery with the thread that has started it, so that has to be a lasting
+        # one, whoever makes a launcher.
+        self._thread = threading.Thread(
+            target=self._keep_nursery, args=(started,), name="shoal-nursery", daemon=True
         )
-        self._thread = threading.Thread(target=self._read, name="shoal-nursery", daemon=True)
         self._thread.start()
+        self._nursery = started.result()
 
     def nodes(self) -> list[str]:
         return [LOCAL_NODE]
@@ -67,24 +67,31 @@ class LocalLauncher:
     def start(self, worker: str, node: str, *, num_threads: int) -> None:
         assert node == LOCAL_NODE, f"{node} is another machine"
         with self._lock:
-            self._taken[worker] = self._free_cores(num_threads)
-        self._order(
-            Order(
-                worker=worker,
-                head=self._head,
-                listen=self._listen_address(worker),
-                identity=self._identity(),
-                num_threads=num_threads,
-                cores=self._taken[worker],
-            )
+            cores = self._taken[worker] = self._free_cores(num_threads)
+        order = Order(
+            worker=worker,
+            head=self._head,
+            listen=self._listen_address(worker),
+            identity=self._identity(),
+            num_threads=num_threads,
+            cores=cores,
         )
+        try:
+            self._order(order)
+        except BrokenPipeError:
+            raise PlacementError(
+                f"worker {worker} cannot be started: the process that starts workers has ended "
+                f"(exit status {self._nursery.poll()}); start Shoal anew"
+            ) from None
 
     def stop(self, worker: str) -> None:
-        self._order(Order(worker=worker, stop=True))
+        with suppress(BrokenPipeError):  # its workers have ended with the nursery
+            self._order(Order(worker=worker, stop=True))
 
     def close(self) -> None:
         assert self._nursery.stdin is not None
-        self._nursery.stdin.close()
+        with suppress(BrokenPipeError):
+            self._nursery.stdin.close()
         self._nursery.wait()
         self._thread.join()
 
@@ -113,10 +120,29 @@ class LocalLauncher:
             self._nursery.stdin.write(msgspec.json.encode(order) + b"\n")
             self._nursery.stdin.flush()
 
-    def _read(self) -> None:
-        assert self._nursery.stdout is not None
-        with self._nursery.stdout as lines:
+    def _keep_nursery(self, started: Future[subprocess.Popen[bytes]]) -> None:
+        try:
+            nursery = _start_nursery()
+        except OSError as error:
+            started.set_exception(error)
+            return
+        started.set_result(nursery)
+        assert nursery.stdout is not None
+        with nursery.stdout as lines:
             for line in lines:
                 left = msgspec.json.decode(line, type=Exit)
-                self._taken.pop(left.worker, None)
+                with self._lock:
+                    self._taken.pop(left.worker, None)
                 self._on_exit(left.worker, left.status)
+
+
+def _start_nursery() -> subprocess.Popen[bytes]:
+    # A library's thread pool would not survive the fork; workers set their own.
+    environment = os.environ | {"OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+    return subprocess.Popen(
+        [sys.executable, "-m", "shoal.fleet.nursery"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        env=environment,
+        start_new_session=True,
+    )
