@@ -62,7 +62,7 @@ PlaintextOption = Annotated[
 ]
 
 
-class Where(msgspec.Struct, frozen=True, kw_only=True):
+class Where(msgspec.Struct, frozen=True):
     placement: Placement | None = None
     cluster: bool = False
     objective: Objective = "balanced"

@@ -47,7 +47,10 @@ from shoal.cli.stored import size_of
 from shoal.config import EngineConfig
 
 if TYPE_CHECKING:
+    import socket
+
     from shoal.engine.api import ModelInfo
+    from shoal.fleet.deployment import Deployment
 
 SCHEDULING_PANEL = "Scheduling"
 
@@ -156,13 +159,7 @@ def serve(
             stall_s=stall_after,
             split=make_split(pipeline, tensor, replicas, layers, shares, route, wire, transport),
         )
-        where = Where(
-            placement=placement,
-            cluster=cluster,
-            objective=objective,
-            insecure_plaintext=insecure_plaintext,
-            state=state,
-        )
+        where = Where(placement, cluster, objective, insecure_plaintext, state)
     run_server(config, where, host, port, accept_terms=accept_terms)
 
 
@@ -178,28 +175,37 @@ def run_server(
         files = fetch(config.model, accept_terms=accept_terms)
         note(f"loading {files.name} ({human_bytes(size_of(files.path))}) from {files.path}")
         start_s = time.perf_counter()
-
-        from shoal.server.run import serve as serve_http  # noqa: PLC0415
-
         deployment = deploy_at(config, where)
-        engine = deployment.engine
         try:
-            note(f"{engine.info.description}; ready in {time.perf_counter() - start_s:.1f} s")
+            info = deployment.engine.info
+            note(f"{info.description}; ready in {time.perf_counter() - start_s:.1f} s")
             note(
-                f"context of {engine.info.max_context:,} tokens; up to {config.max_running:,} "
+                f"context of {info.max_context:,} tokens; up to {config.max_running:,} "
                 f"requests together, {config.max_waiting:,} waiting"
             )
-
-            example = _example(engine.info, chats=engine.tokenizer.has_chat_template)
-
-            def ready(url: str) -> None:
-                _welcome(url, engine.info.name, example)
-
-            with judged_after_a_minute(deployment):
-                asyncio.run(serve_http(engine, host, port, listener=listener, on_ready=ready))
+            _serve_until_stopped(deployment, where, listener)
         finally:
             deployment.close()
     note("stopped")
+
+
+def _serve_until_stopped(deployment: Deployment, where: Where, listener: socket.socket) -> None:
+    from shoal.fleet.serving_file import register  # noqa: PLC0415
+    from shoal.fleet.state import state_folder  # noqa: PLC0415
+    from shoal.server.run import serve as serve_http  # noqa: PLC0415
+    from shoal.server.run import url_of  # noqa: PLC0415
+
+    engine, url = deployment.engine, url_of(listener)
+    example = _example(engine.info, chats=engine.tokenizer.has_chat_template)
+    folder = state_folder(where.state)
+    entry = register(folder, model=engine.info.name, url=url, control=deployment.control)
+
+    def ready(url: str) -> None:
+        _welcome(url, engine.info.name, example)
+
+    host, port = listener.getsockname()[:2]
+    with entry, judged_after_a_minute(deployment):
+        asyncio.run(serve_http(engine, host, port, listener=listener, on_ready=ready))
 
 
 def _welcome(url: str, model: str, example: tuple[str, dict[str, object]]) -> None:

@@ -20,6 +20,11 @@ class Deployment(Protocol):
     @property
     def engine(self) -> AnyEngine: ...
 
+    @property
+    def control(self) -> str:
+        """Where operators call; "" where there is nothing to operate."""
+        ...
+
     def forecast(self) -> str:
         """What the planner expected beside what was measured; "" if nothing was predicted."""
         ...
@@ -32,6 +37,7 @@ class InProcess:
 
     def __init__(self, engine: ServingEngine) -> None:
         self.engine = engine
+        self.control = ""
 
     def forecast(self) -> str:
         return ""

@@ -65,6 +65,10 @@ class Fleet:
         self.engine = _behind_one_door(self._engines, config)
         self._forecast = Forecast(site, self._executors, self.engine.stats)
 
+    @property
+    def control(self) -> str:
+        return self._muster.control
+
     def forecast(self) -> str:
         return self._forecast.text()
 

@@ -57,6 +57,11 @@ class Muster:
         self._report = report
         self._numbers = itertools.count(1)
 
+    @property
+    def control(self) -> str:
+        """Where workers and operators call."""
+        return self._reception.address
+
     def share_out(
         self, placements: Iterable[ReplicaPlacement], num_cores: Mapping[str, int]
     ) -> None:

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 from bisect import insort
-from collections import Counter
 from collections.abc import Iterable
 from collections.abc import Sequence as Items
-from dataclasses import dataclass, field
 
 from msgspec import structs
 
@@ -16,19 +14,12 @@ from shoal.request import FinishReason, Request
 from shoal.schedule.cache import BlockCache
 from shoal.schedule.chunk import make_chunk
 from shoal.schedule.counts import SchedulerCounts, Tally
+from shoal.schedule.flight import Flight, check_flights
 from shoal.schedule.groups import GroupGate
 from shoal.schedule.limits import Limits, Pace
 from shoal.schedule.outcome import apply_result, check_result
 from shoal.schedule.sequence import Sequence, State
 from shoal.schedule.waiting import WaitingQueue
-
-
-@dataclass(slots=True)
-class Flight:
-    """A plan in the making, then an outstanding one: who takes part with which chunk."""
-
-    budget_tokens: int
-    parts: list[tuple[Sequence, Chunk]] = field(default_factory=list)
 
 
 class Scheduler:
@@ -382,7 +373,7 @@ class Scheduler:
         assert len(running) <= self.limits.max_running
 
         assert len(self._flights) <= self.limits.max_in_flight
-        self._check_flights()
+        check_flights(self._flights.values())
         assert {id(s) for s in running if s.in_flight} == {id(s) for s in flying if s not in ended}
         for sequence in waiting:
             assert not sequence.block_ids and not sequence.num_computed and not sequence.in_flight
@@ -391,21 +382,3 @@ class Scheduler:
             assert sequence.num_computed <= sequence.num_planned
             assert sequence.num_planned <= len(sequence.block_ids) * self.limits.block_size
         self._cache.check(running + list({id(s): s for s in ended}.values()))
-
-    def _check_flights(self) -> None:
-        """Assert that each sequence's chunks under way follow on what is computed, in order."""
-        next_start: dict[int, int] = {}
-        num_plans: Counter[int] = Counter()
-        for flight in self._flights.values():
-            for sequence, chunk in flight.parts:
-                start = next_start.get(id(sequence), sequence.num_computed)
-                in_order = chunk.start == start or sequence.state is State.ENDED
-                assert in_order, f"{sequence.request_id} is computed out of order"
-                next_start[id(sequence)] = chunk.start + len(chunk.tokens)
-                num_plans[id(sequence)] += 1
-                last_start = sequence.num_planned - len(chunk.tokens)
-                assert chunk.sampling is None or chunk.start == last_start
-        for flight in self._flights.values():
-            for sequence, _ in flight.parts:
-                assert next_start[id(sequence)] == sequence.num_planned
-                assert num_plans[id(sequence)] == sequence.num_in_flight
