@@ -132,6 +132,9 @@ class Reception:
     def _serve(self, service: Service, down: Channel, up: Channel) -> None:
         with self._changed:
             self._serving |= {down, up}
+            if self._closed:
+                down.close()
+                up.close()
         try:
             service(down, up)
         except PeerLost as error:
