@@ -20,6 +20,7 @@ from shoal.errors import (
     EngineStopped,
     InternalError,
     InvalidRequest,
+    PeerLost,
     QueueFull,
     UnsupportedByModel,
 )
@@ -58,6 +59,8 @@ class Counting:
         self.gate.set()
         self.fail_next: Exception | None = None
         self.pause_s = 0.0
+        self.restarts: list[int] = []
+        self.num_failing_restarts = 0
 
     def submit(self, plan: Plan) -> None:
         self.plans.append(plan)
@@ -73,8 +76,11 @@ class Counting:
             epoch=plan.epoch, step=plan.step, results=[self.result(c) for c in plan.chunks]
         )
 
-    def restart(self, epoch: int) -> Capacity:  # noqa: ARG002
+    def restart(self, epoch: int) -> Capacity:
         self.plans.clear()
+        self.restarts.append(epoch)
+        if len(self.restarts) <= self.num_failing_restarts:
+            raise PeerLost("another worker is lost")
         return Capacity(num_blocks=64, max_in_flight=self.max_in_flight)
 
     def workers(self) -> list[WorkerStats]:
@@ -263,6 +269,24 @@ def test_a_failed_step_ends_its_requests_and_the_next_go_on(
     assert "a bad kernel" in caplog.text
     assert "".join(delta.text for delta in answer(engine, [5])) == "fghi"
     assert engine.health().ok
+
+
+def test_recovery_tries_again_in_an_epoch_of_its_own(
+    engine: ServingEngine, executor: Counting
+) -> None:
+    executor.fail_next, executor.num_failing_restarts = PeerLost("a worker is lost"), 2
+    assert "".join(delta.text for delta in answer(engine, [5])) == "fghi"
+    assert executor.restarts == [1, 2, 3]
+
+
+def test_recovery_that_never_works_ends_the_engine(
+    engine: ServingEngine, executor: Counting
+) -> None:
+    executor.fail_next, executor.num_failing_restarts = PeerLost("a worker is lost"), 99
+    with pytest.raises(EngineStopped, match="cannot be brought back: another worker is lost"):
+        answer(engine, [5])
+    assert executor.restarts == [1, 2, 3, 4, 5]
+    assert not engine.health().ok
 
 
 def test_health_fails_when_work_waits_and_nothing_moves(executor: Counting) -> None:

@@ -20,6 +20,7 @@ from shoal.fleet.inbox import Inbox, Lost, error_of
 from shoal.fleet.ledger import Ledger
 from shoal.fleet.muster import Muster
 from shoal.fleet.reception import Reception
+from shoal.fleet.remote_executor import RemoteExecutor
 from shoal.fleet.worker_line import WorkerLine
 from shoal.messages import StepResult
 from shoal.parallel.channel import Channel
@@ -359,6 +360,44 @@ def test_a_recruit_that_fails_leaves_nobody_behind(
         muster.gather(PLACEMENT)
     assert set(workers.started) <= set(workers.stopped)
     assert all(line.dismissed for line in workers.lines.values())
+
+
+# ---- executor ---------------------------------------------------------------------------------
+
+
+def test_a_restart_that_fails_counts_no_usage_twice(muster: Muster, workers: FakeWorkers) -> None:
+    executor = RemoteExecutor(muster.gather(PLACEMENT), muster, step_timeout_s=1.0)
+    executor.restart(0)
+    for line in workers.lines.values():
+        line.usage = usage(0, 5, 1.0)
+    workers.lines["r0s1t0-2"].is_lost = True
+    workers.instead["r0s1t0"] = PeerLost("did not call in time")
+    for epoch in (1, 2):
+        with pytest.raises(PeerLost):
+            executor.restart(epoch)
+    workers.instead.clear()
+    executor.restart(3)
+    assert [each.steps for each in executor.workers()] == [5, 5, 5]
+    assert {line.form.epoch for line in workers.lines.values() if not line.dismissed} == {3}
+
+
+def test_a_successor_has_taken_over_only_once_it_has_formed(
+    muster: Muster, workers: FakeWorkers
+) -> None:
+    executor = RemoteExecutor(muster.gather(PLACEMENT), muster, step_timeout_s=1.0)
+    executor.restart(0)
+    successor = muster.gather(PLACEMENT)
+    done = executor.succeed_with(successor)
+    workers.lines["r0s1t0-5"].is_lost = True
+    workers.instead["r0s1t0"] = PeerLost("did not call in time")
+    with pytest.raises(PeerLost):
+        executor.restart(1)
+    assert not done.is_set()
+    workers.instead.clear()
+    executor.restart(2)
+    assert done.is_set()
+    assert list(executor.crew.members) == ["r0s0t0-4", "r0s2t0-6", "r0s1t0-8"]
+    assert all(workers.lines[f"r0s{stage}t0-{stage + 1}"].dismissed for stage in range(3))
 
 
 # ---- reception --------------------------------------------------------------------------------

@@ -253,6 +253,22 @@ def test_a_newer_form_interrupts_one_whose_neighbour_does_not_come(
     new.close()
 
 
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_newer_form_interrupts_ranks_that_wait_for_shared_memory(
+    rank: int, head: ScriptedHead, model: Path
+) -> None:
+    shards = shards_of(DIMS, Span(0, DIMS.num_layers), [1, 1])
+    worker = loaded(head, model, shards[rank], "t0")
+    worker.say(form_of(1, ranks=[worker.address, "unix:/dead"]))
+    other = loaded(head, model, shards[1 - rank], "t1")
+    start_s = time.monotonic()
+    for each in (worker, other):
+        each.say(form_of(2, ranks=[worker.address, other.address]))
+    for each in (worker, other):
+        assert each.hear(Formed).epoch == 2
+    assert time.monotonic() - start_s < WAIT_S / 2
+
+
 def test_stale_plans_are_dropped(head: ScriptedHead, model: Path) -> None:
     worker = loaded(head, model)
     worker.say(form_of(3))

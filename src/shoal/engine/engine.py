@@ -24,6 +24,8 @@ from shoal.weights.tokenizer import Tokenizer
 
 log = logging.getLogger(__name__)
 
+_RECOVERY_ATTEMPTS = 5
+
 
 class Engine:
     """Requests in, deltas out. `stall_s`: how long work may wait without a finished step."""
@@ -281,11 +283,18 @@ class Engine:
         self._recover()
 
     def _recover(self) -> None:
-        try:
-            self._begin_epoch()
-        except ShoalError as error:
-            log.exception("the workers cannot be brought back")
-            self.stop(f"the workers cannot be brought back: {error}")
+        """Every attempt has its own epoch: what is left of the one before is not taken for it."""
+        for attempt in range(1, _RECOVERY_ATTEMPTS + 1):
+            try:
+                self._begin_epoch()
+                return
+            except ShoalError as error:
+                if isinstance(error, PeerLost) and attempt < _RECOVERY_ATTEMPTS:
+                    log.warning("%s; trying again", error)
+                    continue
+                log.exception("the workers cannot be brought back")
+                self.stop(f"the workers cannot be brought back: {error}")
+                return
 
     def _begin_epoch(self) -> None:
         """Every running request goes back to the queue with the tokens it has emitted."""

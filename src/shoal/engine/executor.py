@@ -39,7 +39,8 @@ class Executor(Protocol):
         """Void all outstanding plans, and be ready for those of `epoch`, with an empty cache.
 
         After an error, or to go over to workers that have been made ready meanwhile. Raises
-        ShoalError when no workers can be had.
+        PeerLost when it may go better with another epoch, other ShoalErrors when no workers can be
+        had.
         """
         ...
 

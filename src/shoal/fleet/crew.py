@@ -48,14 +48,18 @@ class Crew:
         """What the least of the workers can hold: all use the same block ids."""
         return min(member.loaded.num_blocks for member in self.members.values())
 
-    def usages(self) -> dict[str, Usage | None]:
-        return {worker: member.line.usage for worker, member in self.members.items()}
+    def usages(self, epoch: int) -> dict[str, Usage | None]:
+        """What each has reported in this epoch."""
+        found = {worker: member.line.usage for worker, member in self.members.items()}
+        return {
+            worker: usage if usage is not None and usage.epoch == epoch else None
+            for worker, usage in found.items()
+        }
 
     def form(self, epoch: int) -> None:
         """Connect all workers for an epoch. Raises PeerLost, and what a worker reports."""
         for worker, member in self.members.items():
             member.line.inbox = self._inbox
-            member.line.usage = None
             if member.line.is_lost:
                 raise PeerLost(f"worker {worker} is lost")
         session = secrets.token_hex(8)

@@ -2,21 +2,15 @@
 
 from __future__ import annotations
 
-import logging
 import threading
 import time
 
 from shoal.engine.api import WorkerStats
 from shoal.engine.executor import Capacity
-from shoal.errors import PeerLost
 from shoal.fleet.crew import Crew
 from shoal.fleet.ledger import Ledger
 from shoal.fleet.muster import Muster
 from shoal.messages import Plan, StepResult
-
-log = logging.getLogger(__name__)
-
-_FORM_ATTEMPTS = 3
 
 
 class RemoteExecutor:
@@ -28,6 +22,7 @@ class RemoteExecutor:
         self._muster = muster
         self._step_timeout_s = step_timeout_s
         self._successor: tuple[Crew, threading.Event] | None = None
+        self._taken_over = threading.Event()
         self._epoch = 0
         self._num_outstanding = 0
         self._active_since_s = 0.0
@@ -54,24 +49,28 @@ class RemoteExecutor:
         return done
 
     def restart(self, epoch: int) -> Capacity:
-        """Raises PeerLost when workers keep getting lost, and what kept new ones from loading."""
-        self._ledger.close_epoch(self.crew.placement, self.crew.usages(), self._active_s())
+        """Raises PeerLost when another worker is lost meanwhile, and what kept one from loading.
+
+        After a PeerLost try again, with a new epoch.
+        """
+        usages = self.crew.usages(self._epoch)
+        self._ledger.close_epoch(self.crew.placement, usages, self._active_s())
         self._epoch = epoch
         self._num_outstanding = 0
         self._past_active_s = 0.0
         successor, self._successor = self._successor, None
         if successor is not None:
-            self._muster.dismiss(self.crew)
-            self.crew = successor[0]
-        self._form(epoch)
-        if successor is not None:
-            successor[1].set()
+            self._dismiss_aside(self.crew)
+            self.crew, self._taken_over = successor
+        self.crew = self._muster.mend(self.crew)
+        self.crew.form(epoch)
+        self._taken_over.set()
         self.max_in_flight = len(self.crew.stages)
         return Capacity(num_blocks=self.crew.num_blocks, max_in_flight=self.max_in_flight)
 
     def workers(self) -> list[WorkerStats]:
         crew = self.crew
-        return self._ledger.totals(crew.placement, crew.usages(), self._active_s())
+        return self._ledger.totals(crew.placement, crew.usages(self._epoch), self._active_s())
 
     def active_s(self) -> float:
         """Time since the start with a plan under way."""
@@ -80,16 +79,10 @@ class RemoteExecutor:
     def close(self) -> None:
         self._muster.dismiss(self.crew)
 
-    def _form(self, epoch: int) -> None:
-        for attempt in range(1, _FORM_ATTEMPTS + 1):
-            try:
-                self.crew = self._muster.mend(self.crew)
-                self.crew.form(epoch)
-                return
-            except PeerLost as error:
-                if attempt == _FORM_ATTEMPTS:
-                    raise
-                log.warning("%s; trying again", error)
+    def _dismiss_aside(self, crew: Crew) -> None:
+        """Streams need not wait until the old workers have gone."""
+        dismiss = threading.Thread(target=self._muster.dismiss, args=[crew], name="shoal-dismiss")
+        dismiss.start()
 
     def _active_s(self) -> float:
         """Of this epoch."""

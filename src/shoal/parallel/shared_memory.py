@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -44,13 +45,14 @@ class SharedMemory:
         timeout_s: float = 10.0,
         poll_s: float = 0.002,
         folder: Path | None = None,
+        is_over: Callable[[], bool] = lambda: False,
     ) -> None:
-        """Waits until every rank has come. All must give the same `session`, which names this group
-        and no other that lives, and the same `slot_bytes`: larger messages go in pieces.
+        """Waits until every rank has come, or `is_over`, asked now and then, says to give up.
 
-        `poll_s` is how long a waiting rank keeps looking, yielding its core to whoever wants it,
-        before it sleeps: less where ranks outnumber the cores. Raises PeerLost after `timeout_s`,
-        OutOfMemory.
+        All must give the same `session`, which names this group and no other that lives, and the
+        same `slot_bytes`: larger messages go in pieces. `poll_s` is how long a waiting rank keeps
+        looking, yielding its core to whoever wants it, before it sleeps: less where ranks outnumber
+        the cores. Raises PeerLost after `timeout_s` or when told to give up, OutOfMemory.
         """
         if num_ranks < 2:
             raise InternalError("shared memory is for two ranks and more: a single one is a Solo")
@@ -59,6 +61,7 @@ class SharedMemory:
         self._slot_bytes = slot_bytes = -(-slot_bytes // _PAGE_BYTES) * _PAGE_BYTES
         self._timeout_s = timeout_s
         self._poll_s = poll_s
+        self._is_over = is_over
         self._closed = False
         flag_bytes = -(-num_ranks * _LINE_BYTES // _PAGE_BYTES) * _PAGE_BYTES
         num_bytes = flag_bytes + num_ranks * 2 * slot_bytes
@@ -135,7 +138,7 @@ class SharedMemory:
         if self.rank == 0:
             return shared_segment.create(session, num_bytes, folder)
         deadline_s = time.monotonic() + self._timeout_s
-        return shared_segment.attach(session, num_bytes, deadline_s, folder)
+        return shared_segment.attach(session, num_bytes, deadline_s, folder, self._is_over)
 
     def _exchange(self) -> None:
         """Say that this rank's next message is written; return when everyone's is."""
@@ -168,6 +171,8 @@ class SharedMemory:
                 # Spinning instead won nothing, took 1.1 ms instead of 0.1 with three ranks on two
                 # cores, and can keep other threads waiting 12 ms: this releases the GIL.
                 os.sched_yield()
+            elif self._is_over():
+                raise PeerLost(f"rank {self.rank} was told not to wait any longer")
             elif waited_s < self._timeout_s:
                 time.sleep(min(waited_s / 16, _MAX_SLEEP_S))
             else:

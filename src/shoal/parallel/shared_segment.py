@@ -12,6 +12,7 @@ import os
 import re
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 from shoal.errors import InternalError, OutOfMemory, PeerLost
@@ -54,14 +55,23 @@ def create(session: str, num_bytes: int, folder: Path | None = None) -> Segment:
         os.close(descriptor)  # the mapping keeps the lock: it holds a duplicate
 
 
-def attach(session: str, num_bytes: int, deadline_s: float, folder: Path | None = None) -> Segment:
-    """Map the segment once it is there. PeerLost at `deadline_s` of time.monotonic()."""
+def attach(
+    session: str,
+    num_bytes: int,
+    deadline_s: float,
+    folder: Path | None = None,
+    is_over: Callable[[], bool] = lambda: False,
+) -> Segment:
+    """Map the segment once it is there.
+
+    PeerLost at `deadline_s` of time.monotonic(), or when `is_over` says to give up.
+    """
     path = (folder or default_folder()) / _file_name(session)
     while True:
         memory = _try_attach(path, num_bytes)
         if memory is not None:
             return Segment(memory)
-        if time.monotonic() > deadline_s:
+        if time.monotonic() > deadline_s or is_over():
             raise PeerLost(
                 f"rank 0 did not open {num_bytes} bytes of shared memory {path.name} in time"
             )

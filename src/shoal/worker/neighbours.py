@@ -55,6 +55,7 @@ class Neighbours:
                 form.session,
                 timeout_s=self._patience_s,
                 poll_s=poll_s,
+                is_over=lambda: self._peers.is_over(form.epoch),
             )
         if form.transport in ("gloo", "nccl"):
             return self._collective(form.transport)

@@ -47,7 +47,7 @@ class Peers:
         deadline_s = time.monotonic() + timeout_s
         with self._changed:
             while key not in self._arrived:
-                if self._closed or epoch < self._first_epoch:
+                if self.is_over(epoch):
                     raise PeerLost(f"nobody waits for rank {sender} of epoch {epoch} any more")
                 left_s = deadline_s - time.monotonic()
                 if left_s <= 0:
@@ -56,6 +56,9 @@ class Peers:
                     )
                 self._changed.wait(left_s)
             return self._arrived.pop(key)
+
+    def is_over(self, epoch: int) -> bool:
+        return self._closed or epoch < self._first_epoch
 
     def forget_before(self, epoch: int) -> None:
         """Epochs before this one are over: close what came for them, wake who waits for more."""
@@ -92,7 +95,7 @@ class Peers:
             return
         key = (greeting.role, greeting.epoch, greeting.sender)
         with self._changed:
-            if self._closed or greeting.epoch < self._first_epoch:
+            if self.is_over(greeting.epoch):
                 channel.close()
                 return
             older = self._arrived.pop(key, None)
