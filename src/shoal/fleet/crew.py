@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import msgspec
@@ -15,7 +15,7 @@ from shoal.errors import PeerLost
 from shoal.fleet.inbox import Inbox, error_of
 from shoal.fleet.worker_line import WorkerLine
 from shoal.messages import Plan, StepResult
-from shoal.parallel.control import Failed, Form, Formed, Loaded, Usage
+from shoal.parallel.control import CacheOpened, Failed, Form, Formed, Loaded, OpenCache, Usage
 
 FORM_S = 30.0
 
@@ -55,6 +55,14 @@ class Crew:
             worker: usage if usage is not None and usage.epoch == epoch else None
             for worker, usage in found.items()
         }
+
+    def open_caches(self, workers: Collection[str]) -> None:
+        """Have workers take the memory they need, so that forming takes no time."""
+        for worker in workers:
+            line = self.members[worker].line
+            line.inbox = self._inbox
+            line.send(OpenCache(num_blocks=self.num_blocks))
+        self._inbox.replies(CacheOpened, workers, timeout_s=FORM_S)
 
     def form(self, epoch: int) -> None:
         """Connect all workers for an epoch. Raises PeerLost, and what a worker reports."""

@@ -20,7 +20,7 @@ from shoal.fleet.crew import Crew
 from shoal.fleet.forecast import Forecast
 from shoal.fleet.muster import Muster
 from shoal.fleet.remote_executor import RemoteExecutor
-from shoal.fleet.site import Site
+from shoal.fleet.site import Node, Site
 from shoal.fleet.status import FleetStatus, NodeStatus, ReplicaStatus
 from shoal.weights.source import ModelFiles
 from shoal.weights.tokenizer import Tokenizer
@@ -50,7 +50,7 @@ class Fleet:
         self._site = site
         self._muster = muster
         self._resources = resources
-        self._drained: set[str] = set()
+        self._drained: set[tuple[str, str]] = set()
         self._moving = threading.Lock()
         self._executors: list[RemoteExecutor] = []
         try:
@@ -107,7 +107,7 @@ class Fleet:
             if len(usable) == 1:
                 raise PlacementError(f"'{node}' is the only node left: let another join first")
             moved = self._move_away(node, [name for name in usable if name != node])
-            self._drained.add(node)
+            self._drained |= {_start(each) for each in self._site.nodes() if each.name == node}
             return f"{node} is drained: {moved} moved, nothing of it is used any more"
 
     def rebalance(self) -> str:
@@ -208,9 +208,9 @@ class Fleet:
     # ---- nodes ----------------------------------------------------------------------------
 
     def _usable_nodes(self) -> list[str]:
-        alive = [node.name for node in self._site.nodes() if node.alive]
-        self._drained &= set(alive)  # one that left and came back is a new one
-        return [name for name in alive if name not in self._drained]
+        """Those that are there and not drained; one that left and came back is a new one."""
+        nodes = self._site.nodes()
+        return [node.name for node in nodes if node.alive and _start(node) not in self._drained]
 
     def _node_statuses(self) -> list[NodeStatus]:
         seats = [seat for each in self._executors for seat in each.crew.placement.seats]
@@ -219,7 +219,7 @@ class Fleet:
                 name=node.name,
                 address=node.address,
                 alive=node.alive,
-                drained=node.name in self._drained,
+                drained=_start(node) in self._drained,
                 device=f"cpu, {_count(node.num_cores, 'core')}",
                 memory_bytes=node.memory_bytes,
                 num_workers=sum(seat.node == node.name for seat in seats),
@@ -244,6 +244,10 @@ def _names(engines: Sequence[ServingEngine]) -> list[str]:
 def _seating(placement: ReplicaPlacement) -> list[tuple[str, object]]:
     """Who sits where, whatever the workers are called."""
     return [(seat.node, seat.shard) for seat in placement.seats]
+
+
+def _start(node: Node) -> tuple[str, str]:
+    return node.name, node.start
 
 
 def _count(number: int, what: str) -> str:

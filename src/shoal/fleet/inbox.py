@@ -11,9 +11,9 @@ import msgspec
 
 from shoal import errors
 from shoal.errors import InternalError, PeerLost, ShoalError
-from shoal.parallel.control import Failed, Formed, FromWorker, Loaded, Measured
+from shoal.parallel.control import CacheOpened, Failed, Formed, FromWorker, Loaded, Measured
 
-Reply = TypeVar("Reply", Loaded, Formed, Measured)
+Reply = TypeVar("Reply", Loaded, CacheOpened, Formed, Measured)
 
 
 class Lost(msgspec.Struct, frozen=True):

@@ -77,6 +77,7 @@ class RayLauncher:
         self._on_exit = on_exit
         self._scheme = "tcp" if insecure_plaintext else "tls"
         self._actors: dict[str, ActorHandle[Any]] = {}
+        self._stopped: set[str] = set()
         self._ended: queue.SimpleQueue[tuple[str, str] | None] = queue.SimpleQueue()
         self._own_ray_id = connect(folder)
         self._view = NodeView(folder)
@@ -110,6 +111,7 @@ class RayLauncher:
     def stop(self, worker: str) -> None:
         actor = self._actors.get(worker)
         if actor is not None:
+            self._stopped.add(worker)
             ray.kill(actor)
 
     def close(self) -> None:
@@ -131,9 +133,11 @@ class RayLauncher:
     def _watch(self) -> None:
         while (end := self._ended.get()) is not None:
             worker, reason = end
+            on_purpose = worker in self._stopped
             self.stop(worker)
             self._actors.pop(worker, None)
-            if reason:
+            self._stopped.discard(worker)
+            if reason and not on_purpose:
                 log.warning("worker %s ended: %s", worker, reason)
             self._on_exit(worker, 1 if reason else 0)
 

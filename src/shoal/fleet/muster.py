@@ -99,7 +99,9 @@ class Muster:
     def _crew(self, placement: ReplicaPlacement, kept: dict[str, Member]) -> Crew:
         named = _with_new_names(placement, kept.keys(), self._numbers)
         missing = [seat for seat in named.seats if seat.worker not in kept]
-        return Crew(named, kept | self._recruit(missing), self._config)
+        crew = Crew(named, kept | self._recruit(missing), self._config)
+        crew.open_caches([seat.worker for seat in missing])
+        return crew
 
     def _recruit(self, seats: Sequence[Seat]) -> dict[str, Member]:
         """Raises PlacementError, PeerLost, and what kept the first worker from loading."""

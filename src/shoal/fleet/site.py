@@ -20,9 +20,13 @@ from shoal.parallel.partition import Dims
 
 
 class Node(msgspec.Struct, frozen=True, kw_only=True):
-    """A machine that can take workers. An `alive` of False: it was there, and has gone."""
+    """A machine that can take workers. An `alive` of False: it was there, and has gone.
+
+    `start` tells one start of the same machine from the next.
+    """
 
     name: str
+    start: str = ""
     address: str
     num_cores: int
     memory_bytes: int

@@ -100,6 +100,7 @@ def _site(
         return [
             Node(
                 name=each.name,
+                start=each.ray_id,
                 address=each.address,
                 num_cores=each.num_cores,
                 memory_bytes=each.memory_bytes,

@@ -34,6 +34,14 @@ class Load(msgspec.Struct, frozen=True, kw_only=True, tag="load", forbid_unknown
     own_cores: bool
 
 
+class OpenCache(
+    msgspec.Struct, frozen=True, kw_only=True, tag="open_cache", forbid_unknown_fields=True
+):
+    """Take the memory for a cache of that many blocks ahead of a Form. Answered by CacheOpened."""
+
+    num_blocks: int
+
+
 class Form(msgspec.Struct, frozen=True, kw_only=True, tag="form", forbid_unknown_fields=True):
     """Drop what is under way, open a cache of `num_blocks`, and connect for a new epoch.
 
@@ -119,6 +127,12 @@ class Loaded(msgspec.Struct, frozen=True, kw_only=True, tag="loaded", forbid_unk
     description: str
 
 
+class CacheOpened(
+    msgspec.Struct, frozen=True, kw_only=True, tag="cache_opened", forbid_unknown_fields=True
+):
+    pass
+
+
 class Measured(
     msgspec.Struct, frozen=True, kw_only=True, tag="measured", forbid_unknown_fields=True
 ):
@@ -192,5 +206,5 @@ class HiddenStates(
     dtype: str
 
 
-ToWorker = Plan | Load | Form | MeasureNode | MeasureLink | Stop
-FromWorker = StepResult | Fetching | Loaded | Formed | Measured | Failed | Usage
+ToWorker = Plan | Load | OpenCache | Form | MeasureNode | MeasureLink | Stop
+FromWorker = StepResult | Fetching | Loaded | CacheOpened | Formed | Measured | Failed | Usage

@@ -1,33 +1,41 @@
-"""Activations as the body of a frame: their own bytes, or int8 codes with a scale for each row."""
+"""Activations as the body of a frame: their own bytes, or int8 codes in groups with a scale each.
+
+G is the number of groups in a row.
+"""
 
 from __future__ import annotations
 
 import torch
+from torch.nn.functional import pad
 
 from shoal.config import WireFormat
 from shoal.errors import FrameError
 
 _MAX_CODE = 127
 _SCALE_BYTES = 4
+# A scale for a whole row loses up to ten times as much: a few columns are far larger than others.
+_GROUP_SIZE = 64
 
 
 def encode(x_TE: torch.Tensor, wire_format: WireFormat) -> memoryview:
     """The bytes to send for x [T, E]. "exact" copies nothing that lies contiguous on the CPU.
 
-    "int8" is T float32 scales, then T·E codes: x ≈ code · scale, scale = max |x| of the row / 127.
-    A row that holds an inf or nan decodes to nan.
+    "int8" is T·G float32 scales, then T·E codes: x ≈ code · scale, and the scale is max |x| of 64
+    columns of a row / 127. A group that holds an inf or nan decodes to nan.
     """
     x_TE = x_TE.detach()
     if wire_format == "exact":
         return _bytes_of(x_TE.contiguous().cpu())
     x_TE = x_TE.float()
-    scales_T1 = x_TE.abs().amax(dim=1, keepdim=True) / _MAX_CODE
-    codes_TE = (x_TE / scales_T1.clamp_min(torch.finfo(torch.float32).tiny)).round_()
-    num_tokens = x_TE.shape[0]
-    packed = torch.empty(num_tokens * _SCALE_BYTES + x_TE.numel(), dtype=torch.uint8)
-    scales, codes = packed[: num_tokens * _SCALE_BYTES], packed[num_tokens * _SCALE_BYTES :]
-    scales.view(torch.float32).copy_(scales_T1[:, 0])
-    codes.view(torch.int8).view(x_TE.shape).copy_(codes_TE)
+    num_tokens, width = x_TE.shape
+    groups_TGC = pad(x_TE, (0, -width % _GROUP_SIZE)).view(num_tokens, -1, _GROUP_SIZE)
+    scales_TG1 = groups_TGC.abs().amax(dim=2, keepdim=True) / _MAX_CODE
+    codes_TGC = (groups_TGC / scales_TG1.clamp_min(torch.finfo(torch.float32).tiny)).round_()
+    num_scale_bytes = scales_TG1.numel() * _SCALE_BYTES
+    packed = torch.empty(num_scale_bytes + x_TE.numel(), dtype=torch.uint8)
+    packed[:num_scale_bytes].view(torch.float32).copy_(scales_TG1.flatten())
+    codes_TE = packed[num_scale_bytes:].view(torch.int8).view(x_TE.shape)
+    codes_TE.copy_(codes_TGC.view(num_tokens, -1)[:, :width])
     return _bytes_of(packed)
 
 
@@ -47,9 +55,12 @@ def decode(
         )
     if wire_format == "exact":
         return torch.frombuffer(body, dtype=dtype).view(shape)
-    scales_T1 = torch.frombuffer(body, dtype=torch.float32, count=shape[0])[:, None]
-    codes = torch.frombuffer(body, dtype=torch.int8, offset=shape[0] * _SCALE_BYTES)
-    return (codes.view(shape) * scales_T1).to(dtype)
+    num_tokens, width = shape
+    num_scales = num_tokens * _num_groups(width)
+    scales_TG = torch.frombuffer(body, dtype=torch.float32, count=num_scales).view(num_tokens, -1)
+    codes = torch.frombuffer(body, dtype=torch.int8, offset=num_scales * _SCALE_BYTES)
+    scales_TE = scales_TG.repeat_interleave(_GROUP_SIZE, dim=1)[:, :width]
+    return (codes.view(shape) * scales_TE).to(dtype)
 
 
 def num_wire_bytes(shape: tuple[int, int], dtype: torch.dtype, wire_format: WireFormat) -> int:
@@ -57,7 +68,11 @@ def num_wire_bytes(shape: tuple[int, int], dtype: torch.dtype, wire_format: Wire
     num_tokens, width = shape
     if wire_format == "exact":
         return num_tokens * width * dtype.itemsize
-    return num_tokens * (_SCALE_BYTES + width)
+    return num_tokens * (_SCALE_BYTES * _num_groups(width) + width)
+
+
+def _num_groups(width: int) -> int:
+    return -(-width // _GROUP_SIZE)
 
 
 def _bytes_of(x: torch.Tensor) -> memoryview:

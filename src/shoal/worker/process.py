@@ -16,6 +16,7 @@ from shoal.errors import ConfigError, OperatorError, PeerLost, ShoalError
 from shoal.messages import Plan
 from shoal.parallel.channel import Channel
 from shoal.parallel.control import (
+    CacheOpened,
     Failed,
     Form,
     Formed,
@@ -25,6 +26,7 @@ from shoal.parallel.control import (
     Measured,
     MeasureLink,
     MeasureNode,
+    OpenCache,
     Stop,
     ToWorker,
 )
@@ -152,6 +154,9 @@ class WorkerProcess:
         elif isinstance(message, Load):
             self._holder = ShardHolder(message, self._call_for_weights, ThinnedReport(self._send))
             self._send(self._holder.loaded())
+        elif isinstance(message, OpenCache):
+            self._loaded().open_cache(message.num_blocks)
+            self._send(CacheOpened())
         elif isinstance(message, Form):
             self._form(message)
         elif isinstance(message, MeasureNode):
@@ -188,15 +193,19 @@ class WorkerProcess:
     def _form(self, form: Form) -> None:
         if form.epoch < self._newest_epoch:
             return
-        if self._holder is None:
-            raise ConfigError("a stage cannot form before its shard is loaded")
+        holder = self._loaded()
         self._close_stage()
         self._stage = None
-        self._stage = self._holder.form(form, self._peers, self._security)
+        self._stage = holder.form(form, self._peers, self._security)
         if form.epoch < self._newest_epoch:
             self._close_stage()
             return
         self._send(Formed(epoch=form.epoch))
+
+    def _loaded(self) -> ShardHolder:
+        if self._holder is None:
+            raise ConfigError("a stage cannot form before its shard is loaded")
+        return self._holder
 
     def _send(self, message: FromWorker) -> None:
         self._reports.send(msgspec.msgpack.encode(message))

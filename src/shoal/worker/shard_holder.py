@@ -83,7 +83,7 @@ class ShardHolder:
         config = self._load.config
         patience_s = config.stall_s
         neighbours = Neighbours(form, self.shard, peers, security, patience_s=patience_s)
-        cache = self._open_cache(form.num_blocks * config.block_size)
+        cache = self.open_cache(form.num_blocks)
         with ExitStack() as opened:
             outlet = neighbours.outlet()
             if outlet is not None:
@@ -103,8 +103,9 @@ class ShardHolder:
             timeout_s=patience_s,
         )
 
-    def _open_cache(self, num_slots: int) -> KVCache:
+    def open_cache(self, num_blocks: int) -> KVCache:
         """The old one if it has the size: what it holds is written before it is read."""
+        num_slots = num_blocks * self._load.config.block_size
         cache = self._cache
         if cache is None or cache.num_slots != num_slots:
             self._cache = None  # given back before the new one is taken
