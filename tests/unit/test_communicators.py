@@ -211,7 +211,7 @@ def test_int8_on_the_wire_is_the_same_on_every_rank(dtype: torch.dtype) -> None:
     rounding = exact.abs() * 2**-8 if dtype == torch.bfloat16 else 1e-5
     assert bool(((sums[0].float() - exact).abs() <= steps * 0.5 + rounding).all())
     assert not torch.equal(sums[0].float(), exact)
-    assert ranks[0].sent_bytes < 2 * (6 * 504 + 100)
+    assert ranks[0].sent_bytes < 2 * (6 * (8 * 4 + 500) + 100)
     for rank in ranks:
         rank.close()
 

@@ -13,7 +13,7 @@ from shoal.errors import FrameError
 
 _MAX_CODE = 127
 _SCALE_BYTES = 4
-# A scale for a whole row loses up to ten times as much: a few columns are far larger than others.
+# One scale for a whole row loses several times as much: a few columns are far larger than others.
 _GROUP_SIZE = 64
 
 
@@ -28,7 +28,7 @@ def encode(x_TE: torch.Tensor, wire_format: WireFormat) -> memoryview:
         return _bytes_of(x_TE.contiguous().cpu())
     x_TE = x_TE.float()
     num_tokens, width = x_TE.shape
-    groups_TGC = pad(x_TE, (0, -width % _GROUP_SIZE)).view(num_tokens, -1, _GROUP_SIZE)
+    groups_TGC = pad(x_TE, (0, -width % _GROUP_SIZE)).reshape(num_tokens, -1, _GROUP_SIZE)
     scales_TG1 = groups_TGC.abs().amax(dim=2, keepdim=True) / _MAX_CODE
     codes_TGC = (groups_TGC / scales_TG1.clamp_min(torch.finfo(torch.float32).tiny)).round_()
     num_scale_bytes = scales_TG1.numel() * _SCALE_BYTES
