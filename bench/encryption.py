@@ -59,8 +59,8 @@ def measure_split(name: str, ways: dict[str, Security], plan: list[Work], num_ro
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--rounds", type=int, default=7, help="measured rounds (7)")
-    parser.add_argument("--tokens", type=int, default=96, help="decoded in each stream (96)")
+    parser.add_argument("--rounds", type=int, default=5, help="measured rounds (5)")
+    parser.add_argument("--tokens", type=int, default=64, help="decoded in each stream (64)")
     options = parser.parse_args()
     table = Table("split", "work", "connections", "tokens/s", "ratio", "range")
     for column in table.columns[3:]:

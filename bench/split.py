@@ -41,6 +41,7 @@ from shoal.fleet.deployment import Deployment, deploy
 from shoal.parallel.endpoint import MutualTls
 
 WHOLE, PIPELINE, TENSOR = "one process", "pipeline 2", "tensor 2"
+UNEVEN = "pipeline 17/13"  # the output head costs the last stage as much as four layers
 TENSOR_UNIX, TENSOR_TLS = "tensor 2, unix", "tensor 2, TLS"
 LLAMA_CPP_RPC = {1: 43.0, 16: 89.0}
 
@@ -65,11 +66,11 @@ def contests(num_tokens: int) -> dict[Work, tuple[str, ...]]:
         )
 
     return {
-        decode(32): (WHOLE, PIPELINE, TENSOR),
-        decode(16): (WHOLE, PIPELINE, TENSOR),
+        decode(32): (WHOLE, PIPELINE, UNEVEN, TENSOR),
+        decode(16): (WHOLE, PIPELINE, UNEVEN, TENSOR),
         decode(1): (WHOLE, TENSOR, TENSOR_UNIX, TENSOR_TLS, PIPELINE),
         prefill(512): (WHOLE, PIPELINE, TENSOR, TENSOR_UNIX, TENSOR_TLS),
-        prefill(2048): (WHOLE, PIPELINE, TENSOR),
+        prefill(2048): (WHOLE, PIPELINE, UNEVEN, TENSOR),
     }
 
 
@@ -91,6 +92,7 @@ def starters(
     return {
         WHOLE: partial(deploy, config()),
         PIPELINE: partial(deploy, config(pipeline=2)),
+        UNEVEN: partial(deploy, config(pipeline=2, layers=(17, 13))),
         TENSOR: partial(deploy, config(tensor=2)),
         TENSOR_UNIX: partial(deploy, over_sockets),
         TENSOR_TLS: partial(start_loopback_fleet, over_sockets, tls),
@@ -130,8 +132,8 @@ def show(plan: dict[Work, tuple[str, ...]], rates: Rates, title: str) -> list[di
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--rounds", type=int, default=7, help="measured rounds (7)")
-    parser.add_argument("--tokens", type=int, default=96, help="decoded in each stream (96)")
+    parser.add_argument("--rounds", type=int, default=5, help="measured rounds (5)")
+    parser.add_argument("--tokens", type=int, default=64, help="decoded in each stream (64)")
     parser.add_argument("--quantize", default="auto", choices=("auto", "none", "int8", "int4"))
     parser.add_argument("--step-tokens", type=int, default=512, help="tokens in a step (512)")
     parser.add_argument("--only", default="", help="work whose name holds this, such as prompt")

@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 
 import msgspec
 import psutil
+from msgspec import structs
 
 from shoal.evaluate.latency import Trace
 from shoal.evaluate.load import LoadSpec, Piece, Prompt, cut_prompts, run_load
@@ -130,7 +131,8 @@ def measure_in_turn(
             for name in names:
                 idle = [each for each in contestants.values() if each.name != name]
                 start_s, cpu_s = time.perf_counter(), sum(each.workers_cpu_s() for each in idle)
-                rate = tokens_per_s(work, contestants[name].run(work, seed=number))
+                task = work if number else structs.replace(work, max_tokens=min(work.max_tokens, 4))
+                rate = tokens_per_s(task, contestants[name].run(task, seed=number))
                 used_s = sum(each.workers_cpu_s() for each in idle) - cpu_s
                 if number:
                     rates.add(work, name, rate)
