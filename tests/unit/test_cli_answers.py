@@ -12,6 +12,8 @@ from typer.testing import CliRunner, Result
 
 from shoal.cli import bench, evaluate, generate
 from shoal.cli.app import app
+from shoal.cli.loading import LoadOptions
+from shoal.config import Split
 
 
 def run(*arguments: str, stdin: str | bytes | None = None) -> Result:
@@ -87,6 +89,19 @@ def test_perplexity_of_a_model(llm: FakeLLM) -> None:
     assert entry["ratio"] == 1
     assert "7.389" in result.stdout
     assert all(len(prompt) <= 100 for prompt, _ in llm.asked)
+
+
+def test_perplexity_of_a_split_model(llm: FakeLLM, monkeypatch: pytest.MonkeyPatch) -> None:
+    splits: list[Split] = []
+
+    def open_llm(_model: str, options: LoadOptions, **_more: object) -> FakeLLM:
+        splits.append(options.split)
+        return llm
+
+    monkeypatch.setattr(evaluate, "open_llm", open_llm)
+    arguments = ("--pipeline", "2", "--tensor", "3", "--wire", "int8", "--transport", "sockets")
+    assert run("eval", "perplexity", "m", *arguments).exit_code == 0
+    assert splits == [Split(pipeline=2, tensor=3, wire_format="int8", transport="sockets")]
 
 
 def test_windows_begin_as_the_models_prompts_do(llm: FakeLLM) -> None:
