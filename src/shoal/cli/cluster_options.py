@@ -33,7 +33,13 @@ StateOption = Annotated[
 ]
 TtlOption = Annotated[
     float,
-    typer.Option("--ttl", parser=_duration_s, metavar="TIME", help="How long it is good for."),
+    typer.Option(
+        "--ttl",
+        parser=_duration_s,
+        metavar="TIME",
+        help="How long the token is good for, such as 30m, 24h or 7d.",
+        show_default="1h",
+    ),
 ]
 NameOption = Annotated[
     str | None,

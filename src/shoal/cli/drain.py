@@ -11,9 +11,9 @@ from shoal.cli.operating import PidOption, ServedModelOption, move_work
 
 EPILOG = """Examples:
 
-  shoal drain rack2                then stop it there: nothing of it is used any more
+  shoal drain rack2                          then stop 'shoal join' there
 
-  shoal drain rack2 --model smollm2-135m
+  shoal drain rack2 --model smollm2-135m     where several models are served
 """
 
 
@@ -25,6 +25,7 @@ def drain(
 ) -> None:
     """Move the work away from a node; no stream breaks.
 
-    Type it where 'shoal serve' runs. It ends when all has moved; the node gets nothing more.
+    Type it on the machine where 'shoal serve' runs. It ends when all has moved.
+    The node gets nothing more until it leaves the cluster and joins again.
     """
     move_work(lambda client, report: client.drain(node, report), model, pid, state)

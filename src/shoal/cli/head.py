@@ -16,16 +16,25 @@ from shoal.fleet.state import DEFAULT_PORT, state_folder
 
 EPILOG = """Examples:
 
-  shoal head                              then paste what it prints on the other machines
+  shoal head                  prints the command to paste on other machines
 
   shoal head --address 10.0.0.5 --name rack1 --ttl 24h
+
+Then, in another terminal of this machine:
+
+  shoal serve smollm2-135m --cluster
+
+Needs the extra: pip install 'shoal\\[cluster]', here and on every machine.
 """
 
 
 def head(
     address: Annotated[
         str | None,
-        typer.Option(help="Where the others reach this machine. [dim]default: its main address[/]"),
+        typer.Option(
+            metavar="IP",
+            help="Where the others reach this machine. [dim]default: its main address[/]",
+        ),
     ] = None,
     port: Annotated[
         int,
@@ -34,7 +43,7 @@ def head(
     name: NameOption = None,
     ttl: TtlOption = 3600.0,
     uses: Annotated[
-        int, typer.Option(min=0, metavar="N", help="Machines that may join; 0: any number.")
+        int, typer.Option(min=0, metavar="N", help="Machines that may join with it; 0: any.")
     ] = 0,
     with_token: Annotated[
         bool,
@@ -44,7 +53,7 @@ def head(
     ] = True,
     state: StateOption = None,
 ) -> None:
-    """Let machines join into a cluster. Runs until Ctrl-C."""
+    """Begin a cluster, or take it up again, and let machines join. Runs until Ctrl-C."""
     from shoal.fleet.head_service import HeadService, main_address  # noqa: PLC0415  # heavy
 
     folder = state_folder(state)

@@ -17,6 +17,8 @@ EPILOG = """Examples:
   shoal join 10.0.0.5 --token shoal-…     as 'shoal head' printed it
 
   shoal join 10.0.0.5                     again later: the certificate is kept
+
+Ctrl-C leaves the cluster; before that, 'shoal drain NODE' moves the work away.
 """
 
 
@@ -31,13 +33,14 @@ def join(
     address: Annotated[
         str | None,
         typer.Option(
+            metavar="IP",
             help="Where the others reach this machine. "
-            "[dim]default: its address on the way to the head[/]"
+            "[dim]default: its address on the way to the head[/]",
         ),
     ] = None,
     state: StateOption = None,
 ) -> None:
-    """Lend this machine to a cluster. Runs until Ctrl-C."""
+    """Lend this machine to a cluster, as one of its nodes. Runs until Ctrl-C."""
     from shoal.fleet.join_service import JoinService, become_node  # noqa: PLC0415  # heavy
 
     folder = state_folder(state)

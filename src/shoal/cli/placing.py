@@ -31,8 +31,8 @@ Placement = Literal["auto", "split"]
 PlacementOption = Annotated[
     Placement | None,
     typer.Option(
-        help="auto: measure, and let the planner decide whether and how to split; split: as the "
-        "options here say. [dim]default: auto on a cluster without such options, else split[/]",
+        help="auto: measure, and let the planner decide (on one machine: run whole); split: as "
+        "the options here say. [dim]default: auto on a cluster without such options, else split[/]",
         rich_help_panel=SPLIT_PANEL,
     ),
 ]
@@ -40,7 +40,7 @@ ClusterOption = Annotated[
     bool,
     typer.Option(
         "--cluster",
-        help="Use all machines of the cluster that this one has joined ('shoal head' or "
+        help="Run on the machines of the cluster that this one is in ('shoal head' or "
         "'shoal join' must be running here).",
         rich_help_panel=CLUSTER_PANEL,
     ),

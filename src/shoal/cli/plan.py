@@ -34,11 +34,13 @@ if TYPE_CHECKING:
 
 EPILOG = """Examples:
 
-  shoal profile -o cluster.json                        measure this machine first
+  shoal profile -o one.json                 measure a machine first
 
-  shoal plan smollm2-135m --cluster cluster.json
+  shoal plan smollm2-135m --cluster one.json
 
-  shoal plan smollm2-135m --cluster cluster.json --objective latency --svg plan.svg
+  shoal plan smollm2-135m --cluster examples/cluster.json --svg plan.svg
+
+'shoal profile --merge' makes one file of those of several machines.
 """
 
 _GIB = 2**30
@@ -78,8 +80,9 @@ def plan(
 ) -> None:
     """Choose which machine holds which layers, from what was measured of them.
 
-    Nothing is loaded: of the model only the header is read. What a prediction leaves out: time
-    for scheduling and sampling, and prompts.
+    Nothing is loaded: of the model only the header is read.
+
+    A prediction leaves out time for scheduling and sampling, and prompts.
     """
     nodes = decode_cluster(cluster.read_bytes(), str(cluster))
     with usage_errors():

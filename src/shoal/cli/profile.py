@@ -40,8 +40,10 @@ On the other:
 
   shoal profile --link-to tls:10.0.0.2:8480 -o a.json
 
-The certificates are those of 'shoal head' and 'shoal join'. Without a cluster, tcp: addresses
-with --insecure-plaintext on both sides.
+Certificates are those of 'shoal head' and 'shoal join'. Without a cluster:
+tcp: addresses, and --insecure-plaintext on both sides.
+
+'shoal serve --cluster' measures its machines itself: this is to plan ahead.
 """
 
 FilesArgument = Annotated[
@@ -106,7 +108,7 @@ def profile(
 ) -> None:
     """Measure this machine for 'shoal plan': memory, matrices in each precision, links.
 
-    Takes some 15 s; other programs that run meanwhile spoil the figures.
+    Takes some 15 s. Other programs that run meanwhile spoil the figures.
     """
     _check_usage(files, merge=merge, answer=answer, link_to=link_to)
     if merge:

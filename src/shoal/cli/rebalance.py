@@ -7,7 +7,7 @@ from shoal.cli.operating import PidOption, ServedModelOption, move_work
 
 EPILOG = """Examples:
 
-  shoal rebalance                  after a machine has joined
+  shoal rebalance            after a machine has joined
 """
 
 
@@ -18,6 +18,7 @@ def rebalance(
 ) -> None:
     """Place the model anew over all nodes that are there and not drained; no stream breaks.
 
-    Type it where 'shoal serve' runs. It ends when all has moved.
+    Type it on the machine where 'shoal serve' runs. It ends when all has moved.
+    The number of replicas stays: only starting 'shoal serve' anew changes that.
     """
     move_work(lambda client, report: client.rebalance(report), model, pid, state)

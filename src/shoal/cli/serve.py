@@ -62,11 +62,15 @@ EPILOG = """Examples:
 
   shoal serve gemma3-270m --accept-terms --max-context 8192 --threads 2
 
+Over several processes of this machine:
+
   shoal serve smollm2-135m --pipeline 2 --tensor 2
 
-  shoal serve smollm2-135m --layers 20/10 --replicas 2 --route least-loaded
+  shoal serve smollm2-135m --layers 20/10 --replicas 2
 
-  shoal serve smollm2-135m --cluster                 over the machines that have joined
+Over the machines that have joined 'shoal head':
+
+  shoal serve smollm2-135m --cluster
 """
 
 

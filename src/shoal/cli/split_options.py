@@ -23,7 +23,7 @@ PipelineOption = Annotated[
     int,
     typer.Option(
         min=1,
-        help="Stages that hold one range of layers each.",
+        help="Stages, one after the other, that hold one range of layers each.",
         rich_help_panel=SPLIT_PANEL,
     ),
 ]
@@ -31,13 +31,17 @@ TensorOption = Annotated[
     int,
     typer.Option(
         min=1,
-        help="Ranks that hold one slice of every layer each; any number.",
+        help="Ranks, side by side, that hold one slice of every layer each.",
         rich_help_panel=SPLIT_PANEL,
     ),
 ]
 ReplicasOption = Annotated[
     int,
-    typer.Option(min=1, help="Whole copies of the model.", rich_help_panel=SPLIT_PANEL),
+    typer.Option(
+        min=1,
+        help="Whole copies of the model, each split as above.",
+        rich_help_panel=SPLIT_PANEL,
+    ),
 ]
 LayersOption = Annotated[
     tuple[float, ...] | None,

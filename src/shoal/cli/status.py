@@ -69,7 +69,7 @@ def status(
 ) -> None:
     """Show a running server: nodes, who holds which layers, load, speed and health.
 
-    Type it where 'shoal serve' runs.
+    Type it on the machine where 'shoal serve' runs.
     """
     serving = find_server(model, pid, state)
     looks = _fleet_looks(serving, state, watch) if serving.control else _whole_looks(serving, watch)

@@ -19,10 +19,12 @@ CREATE_EPILOG = """Examples:
 
   shoal token create                       one machine, within an hour
 
-  shoal token create --ttl 7d --uses 20
+  shoal token create --ttl 7d --uses 20    twenty machines, within a week
 """
 
-token_app = typer.Typer(no_args_is_help=True, help="Let machines join this cluster.")
+token_app = typer.Typer(
+    no_args_is_help=True, help="Create, list and revoke the tokens that let machines join."
+)
 
 
 @token_app.command(epilog=CREATE_EPILOG)
@@ -33,7 +35,10 @@ def create(
     ] = 1,
     state: StateOption = None,
 ) -> None:
-    """Print the command that lets a machine join."""
+    """Print the command that lets a machine join, with a new token in it.
+
+    Type it on the machine where 'shoal head' runs.
+    """
     folder, membership = _head(state)
     print_join_command(folder, membership, ttl, uses or None)
 
