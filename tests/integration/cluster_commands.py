@@ -58,6 +58,9 @@ class Machines:
         self.num_started += 1
         log = self.folder / f"{self.num_started}-{state}.log"
         environment = {**os.environ, "TMPDIR": str(self.folder), "COLUMNS": "200"}
+        if words[0] == "join":
+            # What other machines have of a model, they have from the head.
+            environment["SHOAL_CACHE"] = str(self.cache(state))
         with log.open("ab") as output:
             process = subprocess.Popen(
                 host.command(SHOAL, *words, "--state", str(self.folder / state)),
@@ -66,6 +69,9 @@ class Machines:
                 env=environment,
             )
         return Running(process, log, self.folder / state)
+
+    def cache(self, state: str) -> Path:
+        return self.folder / f"cache-{state}"
 
     def say(self, host: Host, *words: str, state: str) -> str:
         """The output of a command that ends by itself."""

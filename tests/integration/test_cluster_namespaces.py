@@ -3,20 +3,16 @@
 from __future__ import annotations
 
 import re
-import shutil
 import subprocess
 import sys
-import tempfile
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import msgspec
 import psutil
 import pytest
-from cluster_commands import Machines, Running, join_words
-from namespaces import Host, connected_hosts, why_not
+from cluster_rig import Rig
+from namespaces import why_not
 
 pytest.importorskip("ray", reason="needs the extra shoal[cluster]", exc_type=ImportError)
 
@@ -25,45 +21,6 @@ pytestmark = [pytest.mark.slow, pytest.mark.skipif(WHY_NOT is not None, reason=W
 
 # How soon a node that went, in order or not, is seen to be gone.
 GONE_S = 3.0
-
-
-@dataclass
-class Rig:
-    machines: Machines
-    hosts: list[Host]
-    head: Running
-    nodes: dict[str, Running] = field(default_factory=dict)
-
-    def join(self, index: int, name: str, *words: str) -> Running:
-        self.nodes[name] = self.machines.start(
-            self.hosts[index], *words, "--name", name, state=name
-        )
-        return self.nodes[name]
-
-
-@pytest.fixture(scope="module")
-def rig() -> Iterator[Rig]:
-    # Not pytest's folder: a unix socket's path has room for 107 bytes.
-    folder = Path(tempfile.mkdtemp(prefix="shoal-"))
-    with connected_hosts(4) as hosts:
-        machines = Machines(folder)
-        head = machines.start(
-            hosts[0], "head", "--address", hosts[0].address, "--name", "a", state="a"
-        )
-        rig = Rig(machines, hosts, head)
-        try:
-            words = join_words(head)
-            rig.join(1, "b", *words)
-            rig.join(2, "c", *words)
-            head.wait_for("3 nodes")
-            yield rig
-        finally:
-            running = [rig.head, *rig.nodes.values()]
-            for each in running:
-                each.process.terminate()
-            for each in running:
-                each.process.wait(30)
-            shutil.rmtree(folder, ignore_errors=True)
 
 
 def new_token(rig: Rig, *words: str) -> str:
