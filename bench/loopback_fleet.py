@@ -18,7 +18,7 @@ from shoal.fleet.launch_local import LOCAL_NODE, LocalLauncher
 from shoal.fleet.muster import Muster
 from shoal.fleet.reception import Reception
 from shoal.fleet.site import FixedSite, Node
-from shoal.fleet.start_local import dims_of
+from shoal.fleet.start_local import decoder_of
 from shoal.parallel.endpoint import LocalOnly, MutualTls, Security, listen
 from shoal.parallel.identity import (
     Identity,
@@ -44,7 +44,7 @@ def make_identity(folder: Path) -> Identity:
 def start_loopback_fleet(config: EngineConfig, security: Security) -> Fleet:
     """As `start_local_fleet`, with every connection over `security`."""
     files = resolve(config.model)
-    dims = dims_of(files)
+    model = decoder_of(files)
     tokenizer = load_tokenizer(files)
     cores = usable_cores()
     node = Node(
@@ -66,7 +66,7 @@ def start_loopback_fleet(config: EngineConfig, security: Security) -> Fleet:
         )
         stack.callback(launcher.close)
         muster = Muster(launcher, reception, config, path_on=lambda _node: str(files.path))
-        site = FixedSite(dims, config.split, lambda: [node], "over the loopback interface")
+        site = FixedSite(model, config.split, lambda: [node], "over the loopback interface")
         return Fleet(config, site, muster, files, tokenizer, stack.pop_all())
 
 

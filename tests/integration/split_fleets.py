@@ -19,7 +19,7 @@ from shoal.fleet.launch_local import LOCAL_NODE, LocalLauncher
 from shoal.fleet.muster import Muster
 from shoal.fleet.reception import Reception
 from shoal.fleet.site import FixedSite, Node
-from shoal.fleet.start_local import dims_of
+from shoal.fleet.start_local import decoder_of
 from shoal.parallel.endpoint import LocalOnly, listen
 from shoal.request import SamplingParams
 from shoal.weights.source import resolve
@@ -49,7 +49,7 @@ class Yard:
     @contextmanager
     def fleet(self, config: EngineConfig) -> Iterator[Fleet]:
         files = resolve(config.model)
-        site = FixedSite(dims_of(files), config.split, lambda: [self._node], "unix sockets")
+        site = FixedSite(decoder_of(files), config.split, lambda: [self._node], "unix sockets")
         muster = Muster(
             self.launcher, self.reception, config, path_on=lambda _node: str(files.path)
         )

@@ -255,6 +255,7 @@ class FakeWorkers:
         self.stopped: list[str] = []
         self.lines: dict[str, LoadingLine] = {}
         self.instead: dict[str, Failed | Lost | Exception] = {}
+        self.at_cache: dict[str, Failed] = {}
 
     def start(self, worker: str, node: str, *, num_threads: int) -> None:
         assert (node, num_threads) == ("here", 2)
@@ -271,6 +272,7 @@ class FakeWorkers:
         if isinstance(instead, PeerLost):
             raise instead
         self.lines[worker] = LoadingLine(worker, instead)
+        self.lines[worker].at_cache = self.at_cache.get(worker.partition("-")[0], CacheOpened())
         return self.lines[worker]
 
     def _instead(self, worker: str) -> Failed | Lost | Exception | None:
@@ -281,6 +283,7 @@ class LoadingLine(FakeLine):
     def __init__(self, worker: str, instead: Failed | Lost | Exception | None) -> None:
         super().__init__(worker)
         self.report: object = None
+        self.at_cache: CacheOpened | Failed = CacheOpened()
         self.dismissed = False
         self._instead = instead
 
@@ -290,6 +293,8 @@ class LoadingLine(FakeLine):
             answer = self._instead if isinstance(self._instead, Failed | Lost) else LOADED
             self.is_lost = isinstance(answer, Lost)
             self.inbox.put(self.worker, answer)
+        elif isinstance(message, OpenCache):
+            self.inbox.put(self.worker, self.at_cache)
 
     def dismiss(self) -> None:
         self.dismissed = True
@@ -360,6 +365,25 @@ def test_a_recruit_that_fails_leaves_nobody_behind(
         muster.gather(PLACEMENT)
     assert set(workers.started) <= set(workers.stopped)
     assert all(line.dismissed for line in workers.lines.values())
+
+
+def test_recruits_without_room_for_their_cache_leave_nobody_behind(
+    muster: Muster, workers: FakeWorkers
+) -> None:
+    workers.at_cache["r0s1t0"] = Failed(epoch=0, kind="OutOfMemory", message="no room")
+    with pytest.raises(OutOfMemory):
+        muster.gather(PLACEMENT)
+    assert set(workers.started) == set(workers.stopped)
+    assert all(line.dismissed for line in workers.lines.values())
+
+
+def test_a_worker_lost_while_another_placement_is_prepared_is_replaced_where_it_was(
+    muster: Muster, workers: FakeWorkers
+) -> None:
+    crew = muster.gather(PLACEMENT)
+    muster.share_out(divide(DIMS, Split(pipeline=2), ["there"]).replicas, {"there": 4})
+    workers.lines["r0s1t0-2"].is_lost = True
+    assert "r0s1t0-4" in muster.mend(crew).members
 
 
 # ---- executor ---------------------------------------------------------------------------------

@@ -183,7 +183,7 @@ def test_shares_that_mean_nothing_are_refused(share: float) -> None:
 
 
 def test_more_parts_than_things_are_refused_with_the_numbers() -> None:
-    with pytest.raises(ConfigError, match=r"30 layers cannot be dealt to 31"):
+    with pytest.raises(ConfigError, match=r"30 layers cannot be divided into 31"):
         layer_ranges(30, [1.0] * 31)
     with pytest.raises(ConfigError, match=r"9 query heads.*not 10"):
         tensor_slices(SMOL, [1.0] * 10)

@@ -288,7 +288,7 @@ def test_a_result_that_is_not_what_was_asked_for_is_our_bug_and_changes_nothing(
 
 def test_a_long_prompt_fills_every_plan_in_flight() -> None:
     """A pipeline's second stage must not idle while the first computes the rest of a prompt."""
-    scheduler = make_scheduler(max_in_flight=3, max_step_tokens=4)
+    scheduler = make_scheduler(max_in_flight=3, max_step_tokens=12)
     scheduler.add(make_request(1, num_prompt=10))
     plans = [plan(scheduler) for _ in range(3)]
     assert [(p.chunks[0].start, len(p.chunks[0].tokens)) for p in plans] == [(0, 4), (4, 4), (8, 2)]
@@ -300,7 +300,7 @@ def test_a_long_prompt_fills_every_plan_in_flight() -> None:
 
 
 def test_a_request_preempted_with_chunks_in_flight_goes_when_the_last_has_landed() -> None:
-    scheduler = make_scheduler(max_in_flight=2, max_step_tokens=4)
+    scheduler = make_scheduler(max_in_flight=2, max_step_tokens=8)
     scheduler.add(make_request(1, num_prompt=12))
     plans = [plan(scheduler), plan(scheduler)]
     scheduler.preempt([1], "drain")

@@ -11,10 +11,17 @@ from shoal.config import Route, Split, Transport, WireFormat
 SPLIT_PANEL = "Splitting over workers"
 
 
-def numbers(text: str) -> tuple[float, ...]:
-    """Parser of lists such as 20/10 or 70/30."""
+class Numbers:
+    """A list such as 20/10; not a tuple, of which the parser of options would want each alone."""
+
+    def __init__(self, text: str) -> None:
+        self.values = tuple(float(part) for part in text.split("/"))
+
+
+def numbers(text: str) -> Numbers:
+    """Parser of such lists; a wrong one is a usage error."""
     try:
-        return tuple(float(part) for part in text.split("/"))
+        return Numbers(text)
     except ValueError as error:
         raise typer.BadParameter(f"'{text}' is not a list of numbers such as 20/10") from error
 
@@ -44,7 +51,7 @@ ReplicasOption = Annotated[
     ),
 ]
 LayersOption = Annotated[
-    tuple[float, ...] | None,
+    Numbers | None,
     typer.Option(
         parser=numbers,
         metavar="A/B/…",
@@ -53,7 +60,7 @@ LayersOption = Annotated[
     ),
 ]
 SharesOption = Annotated[
-    tuple[float, ...] | None,
+    Numbers | None,
     typer.Option(
         parser=numbers,
         metavar="A/B/…",
@@ -89,23 +96,23 @@ def make_split(
     pipeline: int = 1,
     tensor: int = 1,
     replicas: int = 1,
-    layers: tuple[float, ...] | None = None,
-    shares: tuple[float, ...] | None = None,
+    layers: Numbers | None = None,
+    shares: Numbers | None = None,
     route: Route = "prefix",
     wire: WireFormat = "exact",
     transport: Transport = "auto",
 ) -> Split:
     """Lists say how many parts there are where the number is left at 1. Raises ConfigError."""
     if layers is not None and pipeline == 1:
-        pipeline = len(layers)
+        pipeline = len(layers.values)
     if shares is not None and tensor == 1:
-        tensor = len(shares)
+        tensor = len(shares.values)
     return Split(
         pipeline=pipeline,
         tensor=tensor,
         replicas=replicas,
-        layers=None if layers is None else tuple(int(number) for number in layers),
-        shares=shares,
+        layers=None if layers is None else tuple(int(number) for number in layers.values),
+        shares=None if shares is None else shares.values,
         route=route,
         wire_format=wire,
         transport=transport,

@@ -10,6 +10,8 @@ from shoal.config import Split
 from shoal.errors import ConfigError
 from shoal.parallel.partition import Dims, Shard, Span, layer_ranges, shards_of
 
+_LEAST_SHARE = 1e-6
+
 
 class Seat(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """A worker's place: the node it runs on, and what it holds there."""
@@ -34,47 +36,61 @@ class Placement(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
 
 
 def divide(
-    dims: Dims, split: Split, nodes: Sequence[str], speeds: Mapping[str, float] | None = None
+    dims: Dims,
+    split: Split,
+    nodes: Sequence[str],
+    *,
+    speeds: Mapping[str, float] | None = None,
+    head_layers: float = 0.0,
 ) -> Placement:
     """A model divided as the split says over nodes in turn, a seat each, until all have seats.
 
     Where the split leaves layers or shares open they are in proportion to the nodes' `speeds`, or
-    equal without. Raises ConfigError for a split that the model does not allow.
+    equal without; the last stage gets fewer layers, because its output head takes as long as
+    `head_layers` of them. Raises ConfigError for a split that the model does not allow.
     """
     chain_size = split.pipeline * split.tensor
     replicas = []
     for replica in range(split.replicas):
         seats = range(replica * chain_size, (replica + 1) * chain_size)
         chain = [nodes[seat % len(nodes)] for seat in seats]
-        replicas.append(_chain(dims, split, replica, chain, speeds or {}))
+        starts = range(0, chain_size, split.tensor)
+        teams = [chain[start : start + split.tensor] for start in starts]
+        replicas.append(_chain(dims, split, replica, teams, speeds or {}, head_layers))
     return Placement(replicas=tuple(replicas))
 
 
 def _chain(
-    dims: Dims, split: Split, replica: int, nodes: Sequence[str], speeds: Mapping[str, float]
+    dims: Dims,
+    split: Split,
+    replica: int,
+    teams: Sequence[Sequence[str]],
+    speeds: Mapping[str, float],
+    head_layers: float,
 ) -> ReplicaPlacement:
-    starts = range(0, len(nodes), split.tensor)
-    teams = [nodes[start : start + split.tensor] for start in starts]
     team_speeds = [[speeds.get(node, 1.0) for node in team] for team in teams]
-    ranges = _stage_layers(dims.num_layers, split, [sum(team) for team in team_speeds])
-    return ReplicaPlacement(
-        stages=tuple(
-            tuple(
-                Seat(worker=f"r{replica}s{stage}t{shard.rank}", node=node, shard=shard)
-                for node, shard in zip(
-                    team, shards_of(dims, layers, split.shares or each), strict=True
-                )
-            )
-            for stage, (team, each, layers) in enumerate(
-                zip(teams, team_speeds, ranges, strict=True)
-            )
+    stage_speeds = [sum(team) for team in team_speeds]
+    ranges = _stage_layers(dims.num_layers, split, stage_speeds, head_layers)
+    stages = [
+        tuple(
+            Seat(worker=f"r{replica}s{stage}t{shard.rank}", node=node, shard=shard)
+            for node, shard in zip(team, shards_of(dims, layers, shares), strict=True)
         )
-    )
+        for stage, (team, shares, layers) in enumerate(
+            zip(teams, [split.shares or each for each in team_speeds], ranges, strict=True)
+        )
+    ]
+    return ReplicaPlacement(stages=tuple(stages))
 
 
-def _stage_layers(num_layers: int, split: Split, speeds: Sequence[float]) -> list[Span]:
+def _stage_layers(
+    num_layers: int, split: Split, speeds: Sequence[float], head_layers: float
+) -> list[Span]:
     if split.layers is None:
-        return layer_ranges(num_layers, speeds)
+        per_speed = (num_layers + head_layers) / sum(speeds)
+        shares = [speed * per_speed for speed in speeds]
+        shares[-1] = max(shares[-1] - head_layers, _LEAST_SHARE)
+        return layer_ranges(num_layers, shares)
     if sum(split.layers) != num_layers:
         raise ConfigError(
             f"the stages' layers {list(split.layers)} make {sum(split.layers)}, "

@@ -185,8 +185,7 @@ class Engine:
 
     def _advance(self) -> None:
         start_s = time.perf_counter()
-        with self._lock:
-            self._submit_plans()
+        self._submit_plans()
         planned_s = time.perf_counter()
         if not self._num_in_flight:
             return
@@ -202,9 +201,11 @@ class Engine:
 
     def _submit_plans(self) -> None:
         while not self._restart_wanted and self._num_in_flight < self._executor.max_in_flight:
-            plan = self._scheduler.plan(time.monotonic())
+            with self._lock:
+                plan = self._scheduler.plan(time.monotonic())
             if plan is None:
                 return
+            # Without the lock: workers that do not read must not keep clients waiting too.
             self._executor.submit(plan)
             self._num_in_flight += 1
 
@@ -285,6 +286,8 @@ class Engine:
     def _recover(self) -> None:
         """Every attempt has its own epoch: what is left of the one before is not taken for it."""
         for attempt in range(1, _RECOVERY_ATTEMPTS + 1):
+            if self._stopped is not None:
+                return  # there is nothing left to compute
             try:
                 self._begin_epoch()
                 return

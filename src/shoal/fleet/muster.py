@@ -67,7 +67,8 @@ class Muster:
     ) -> None:
         """Divide every node's cores and memory among its workers; for those started from now on."""
         num_workers = Counter(seat.node for placement in placements for seat in placement.seats)
-        self._shares = {
+        # Replicas that are about to leave a node may lose a worker there until they have.
+        self._shares = self._shares | {
             node: NodeShare(
                 num_threads=max(1, num_cores[node] // number),
                 memory_share=1 / number,
@@ -99,8 +100,14 @@ class Muster:
     def _crew(self, placement: ReplicaPlacement, kept: dict[str, Member]) -> Crew:
         named = _with_new_names(placement, kept.keys(), self._numbers)
         missing = [seat for seat in named.seats if seat.worker not in kept]
-        crew = Crew(named, kept | self._recruit(missing), self._config)
-        crew.open_caches([seat.worker for seat in missing])
+        recruits = self._recruit(missing)
+        crew = Crew(named, kept | recruits, self._config)
+        try:
+            crew.open_caches(recruits)
+        except BaseException:
+            for worker, member in recruits.items():
+                self._dismiss(worker, member)
+            raise
         return crew
 
     def _recruit(self, seats: Sequence[Seat]) -> dict[str, Member]:

@@ -22,6 +22,7 @@ class RemoteExecutor:
         self._muster = muster
         self._step_timeout_s = step_timeout_s
         self._successor: tuple[Crew, threading.Event] | None = None
+        self._succession = threading.Lock()
         self._taken_over = threading.Event()
         self._epoch = 0
         self._num_outstanding = 0
@@ -45,7 +46,10 @@ class RemoteExecutor:
     def succeed_with(self, crew: Crew) -> threading.Event:
         """Have a crew that is loaded take over at the next restart; the event says when it has."""
         done = threading.Event()
-        self._successor = (crew, done)
+        with self._succession:
+            before, self._successor = self._successor, (crew, done)
+        if before is not None:  # its turn never came
+            self._dismiss_aside(before[0])
         return done
 
     def restart(self, epoch: int) -> Capacity:
@@ -58,7 +62,8 @@ class RemoteExecutor:
         self._epoch = epoch
         self._num_outstanding = 0
         self._past_active_s = 0.0
-        successor, self._successor = self._successor, None
+        with self._succession:
+            successor, self._successor = self._successor, None
         if successor is not None:
             self._dismiss_aside(self.crew)
             self.crew, self._taken_over = successor
@@ -78,6 +83,8 @@ class RemoteExecutor:
 
     def close(self) -> None:
         self._muster.dismiss(self.crew)
+        if self._successor is not None:
+            self._muster.dismiss(self._successor[0])
 
     def _dismiss_aside(self, crew: Crew) -> None:
         """Streams need not wait until the old workers have gone."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection
 from typing import Protocol
 
 import msgspec
@@ -16,7 +16,8 @@ from shoal.cluster.prediction import predict
 from shoal.cluster.timing import Clockwork
 from shoal.config import Split
 from shoal.errors import PlacementError
-from shoal.parallel.partition import Dims
+from shoal.fleet.costing import head_in_layers
+from shoal.models.config import DecoderConfig
 
 
 class Node(msgspec.Struct, frozen=True, kw_only=True):
@@ -57,21 +58,31 @@ class Site(Protocol):
 
 
 class FixedSite:
-    """Divides as the user said, over nodes in turn; nothing is measured and nothing predicted."""
+    """Divides as the user said, over nodes in turn; nothing is measured and nothing predicted.
+
+    Where the user has not said it, in proportion to the nodes' cores.
+    """
 
     def __init__(
-        self, dims: Dims, split: Split, nodes: Callable[[], list[Node]], security: str
+        self, model: DecoderConfig, split: Split, nodes: Callable[[], list[Node]], security: str
     ) -> None:
         self.security = security
         self.nodes = nodes
-        self._dims = dims
+        self._model = model
         self._split = split
 
     def place(self, nodes: Collection[str]) -> Placed:
         if not nodes:
             raise PlacementError("no node is left to run the model on")
-        present = [node.name for node in self.nodes() if node.name in nodes]
-        return Placed(placement=divide(self._dims, self._split, present))
+        cores = {each.name: float(each.num_cores) for each in self.nodes() if each.name in nodes}
+        placement = divide(
+            self._model.dims,
+            self._split,
+            list(cores),
+            speeds=cores,
+            head_layers=head_in_layers(self._model),
+        )
+        return Placed(placement=placement)
 
     def predict(self, placement: Placement, num_streams: int) -> float | None:
         del placement, num_streams
@@ -107,8 +118,3 @@ class MeasuredSite:
             self._cluster(names), self._cost, stream_tokens=self._goal.stream_tokens
         )
         return predict(placement, clockwork, num_streams=num_streams).many_streams
-
-
-def speeds_of(cluster: Cluster, precision: str) -> Mapping[str, float]:
-    """How fast nodes go through weights for one row."""
-    return {node.name: node.matrix_rates[precision][0].weights_per_s for node in cluster.nodes}

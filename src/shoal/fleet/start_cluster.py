@@ -16,7 +16,7 @@ from shoal.fleet.operator import OperatorService
 from shoal.fleet.ray_node import use_ray
 from shoal.fleet.reception import Reception
 from shoal.fleet.site import FixedSite, MeasuredSite, Node, Site
-from shoal.fleet.start_local import dims_of
+from shoal.fleet.start_local import decoder_of
 from shoal.fleet.state import StateFolder
 from shoal.fleet.survey import Survey
 from shoal.parallel.address import HostAddress
@@ -110,7 +110,7 @@ def _site(
         ]
 
     if goal is None:
-        return FixedSite(dims_of(files), config.split, nodes, security)
+        return FixedSite(decoder_of(files), config.split, nodes, security)
     cost = cost_of(files, config.dtype, config.quantize)
     precision = cost.precision
     path = folder.path / f"survey-{precision}.json"

@@ -22,10 +22,9 @@ from shoal.fleet.operator import OperatorService
 from shoal.fleet.reception import Reception
 from shoal.fleet.site import FixedSite, Node
 from shoal.fleet.survey import BUDGET_S
-from shoal.models.config import decoder_config
+from shoal.models.config import DecoderConfig, decoder_config
 from shoal.models.registry import model_kind
 from shoal.parallel.endpoint import LocalOnly, listen
-from shoal.parallel.partition import Dims
 from shoal.weights.cache import Progress, silent
 from shoal.weights.source import ModelFiles, open_source, resolve
 from shoal.weights.tokenizer import load_tokenizer
@@ -40,7 +39,7 @@ def start_local_fleet(config: EngineConfig, *, report: Progress = silent) -> Fle
     Raises SourceError, ConfigError, OutOfMemory, PeerLost, UnsupportedByModel.
     """
     files = resolve(config.model, report=report)
-    dims = dims_of(files)
+    model = decoder_of(files)
     tokenizer = load_tokenizer(files, report=report)
     cores = usable_cores()[: config.num_threads]
     node = Node(
@@ -60,14 +59,14 @@ def start_local_fleet(config: EngineConfig, *, report: Progress = silent) -> Fle
         launcher = LocalLauncher(reception.address, folder, on_exit, cores=cores)
         stack.callback(launcher.close)
         muster = Muster(launcher, reception, config, path_on=lambda _node: str(files.path))
-        site = FixedSite(dims, config.split, lambda: [node], "unix sockets of this user alone")
+        site = FixedSite(model, config.split, lambda: [node], "unix sockets of this user alone")
         fleet = Fleet(config, site, muster, files, tokenizer, stack.pop_all())
         reception.offer("operator", OperatorService(fleet).serve)
         return fleet
 
 
-def dims_of(files: ModelFiles) -> Dims:
-    """What of a model can be divided. Raises UnsupportedByModel for an encoder."""
+def decoder_of(files: ModelFiles) -> DecoderConfig:
+    """A model that can be divided. Raises UnsupportedByModel for an encoder."""
     source = open_source(files)
     try:
         if model_kind(source.config) == "encoder":
@@ -75,7 +74,7 @@ def dims_of(files: ModelFiles) -> Dims:
                 f"{files.name} is an encoder, which runs whole: leave --pipeline, --tensor and "
                 "--replicas out"
             )
-        return decoder_config(source.config).dims
+        return decoder_config(source.config)
     finally:
         source.close()
 

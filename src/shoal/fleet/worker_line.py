@@ -13,6 +13,9 @@ from shoal.parallel.channel import Channel
 from shoal.parallel.control import Fetching, FromWorker, Hello, Stop, ToWorker, Usage
 from shoal.weights.cache import Progress, silent
 
+# A worker takes commands at once, whatever it computes, unless its process is frozen.
+_SEND_S = 10.0
+
 
 class WorkerLine:
     """`inbox` receives all that the worker reports but its usage, which is kept here, and how far
@@ -42,7 +45,7 @@ class WorkerLine:
     def send_encoded(self, message: bytes) -> None:
         """For what goes to several workers and is encoded once. Raises PeerLost."""
         try:
-            self._commands.send(message)
+            self._commands.send(message, timeout_s=_SEND_S)
         except PeerLost:
             self.is_lost = True
             raise

@@ -127,7 +127,7 @@ def deal(total: int, shares: Sequence[float], what: str, *, unit: int = 1) -> li
         raise ConfigError(f"shares of {what} must be positive numbers, got {list(shares)}")
     if len(shares) > num_units:
         raise ConfigError(
-            f"{total} {what} cannot be dealt to {len(shares)}: at most {num_units} can have some"
+            f"{total} {what} cannot be divided into {len(shares)} parts: at most {num_units}"
         )
     spare = num_units - len(shares)  # everyone has one for certain
     scale = num_units / sum(shares)

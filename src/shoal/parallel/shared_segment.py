@@ -127,7 +127,7 @@ def _remove_abandoned(folder: Path) -> None:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             path.unlink(missing_ok=True)
-        except BlockingIOError:
+        except OSError:  # its maker lives, or it is another user's, who lets all write to it
             pass
         finally:
             os.close(descriptor)

@@ -227,7 +227,7 @@ class Scheduler:
             if sequence.preempt_reason is None and sequence.num_unplanned > (
                 0 if sequence.in_flight else 1
             ):
-                self._take_off(flight, sequence, min(sequence.num_unplanned, flight.budget_tokens))
+                self._take_off(flight, sequence, self._chunk_tokens(flight, sequence))
 
     def _plan_admissions(self, flight: Flight, now_s: float) -> None:
         """Start waiting requests in rank order, as far as tokens, places and blocks reach.
@@ -244,7 +244,15 @@ class Scheduler:
             if too_large or not self._cache.open(sequence):
                 return
             self._start(self._waiting.pop(), now_s)
-            self._take_off(flight, sequence, min(sequence.num_missing, flight.budget_tokens))
+            self._take_off(flight, sequence, self._chunk_tokens(flight, sequence))
+
+    def _chunk_tokens(self, flight: Flight, sequence: Sequence) -> int:
+        """A lone prompt is cut into as many chunks as plans can be under way, to fill them."""
+        if not sequence.request.splittable:
+            return sequence.num_unplanned
+        limits = self.limits
+        share = -(-limits.max_step_tokens // limits.max_in_flight)
+        return min(sequence.num_unplanned, flight.budget_tokens, share)
 
     # ---- results come in ------------------------------------------------------------------
 
