@@ -289,6 +289,44 @@ def test_recovery_that_never_works_ends_the_engine(
     assert not engine.health().ok
 
 
+def test_an_engine_that_is_closed_does_not_recover(executor: Counting) -> None:
+    """Bringing workers back may take as long as loading a model."""
+    engine = make_engine(executor)
+    executor.gate.clear()
+    stream = engine.submit_sync([1], SamplingParams(max_tokens=50))
+    wait_until(lambda: engine.stats().num_running == 1)
+    executor.fail_next = PeerLost("a worker is lost")
+    closer = threading.Thread(target=engine.close)
+    closer.start()
+    wait_until(lambda: not engine.health().ok)
+    executor.gate.set()
+    closer.join()
+    with pytest.raises(EngineStopped):
+        list(stream)
+    assert executor.restarts == []
+
+
+def test_workers_that_do_not_take_a_plan_keep_no_client_waiting() -> None:
+    class Busy(Counting):
+        def submit(self, plan: Plan) -> None:
+            super().submit(plan)
+            self.gate.wait()
+
+    executor = Busy()
+    executor.gate.clear()
+    engine = make_engine(executor)
+    streams = [engine.submit_sync([1], SamplingParams(max_tokens=2))]
+    wait_until(lambda: len(executor.plans) == 1)
+    counted: list[int] = []
+    asker = threading.Thread(target=lambda: counted.append(engine.stats().num_running))
+    asker.start()
+    asker.join(5)
+    executor.gate.set()
+    assert counted == [1]
+    assert len(list(streams[0])) == 2
+    engine.close()
+
+
 def test_health_fails_when_work_waits_and_nothing_moves(executor: Counting) -> None:
     engine = make_engine(executor, stall_s=0.05)
     assert engine.health().ok

@@ -15,6 +15,7 @@ from shoal.cluster.placement import ReplicaPlacement, Seat, divide
 from shoal.config import EngineConfig, Split
 from shoal.errors import InternalError, OutOfMemory, PeerLost, PlacementError, SourceError
 from shoal.fleet import reception as reception_module
+from shoal.fleet import worker_line as worker_line_module
 from shoal.fleet.crew import Crew, Member, transport_of
 from shoal.fleet.inbox import Inbox, Lost, error_of
 from shoal.fleet.ledger import Ledger
@@ -25,6 +26,7 @@ from shoal.fleet.worker_line import WorkerLine
 from shoal.messages import StepResult
 from shoal.parallel.channel import Channel
 from shoal.parallel.control import (
+    CacheOpened,
     Failed,
     Form,
     Formed,
@@ -32,6 +34,7 @@ from shoal.parallel.control import (
     Hello,
     Load,
     Loaded,
+    OpenCache,
     Stop,
     ToWorker,
     Usage,
@@ -320,7 +323,8 @@ def test_a_muster_starts_and_loads_a_worker_for_every_seat(
 ) -> None:
     crew = muster.gather(PLACEMENT)
     assert workers.started == ["r0s0t0-1", "r0s1t0-2", "r0s2t0-3"] == list(crew.members)
-    (load,) = workers.lines["r0s1t0-2"].told
+    load, opened = workers.lines["r0s1t0-2"].told
+    assert opened == OpenCache(num_blocks=LOADED.num_blocks)
     assert load.path == "/here/model" and load.shard.layers == Span(10, 20)
     assert load.memory_share == pytest.approx(1 / 3) and load.own_cores
 
@@ -424,6 +428,17 @@ def test_a_successor_has_taken_over_only_once_it_has_formed(
     assert all(workers.lines[f"r0s{stage}t0-{stage + 1}"].dismissed for stage in range(3))
 
 
+def test_a_successor_whose_turn_never_came_is_dismissed(
+    muster: Muster, workers: FakeWorkers
+) -> None:
+    executor = RemoteExecutor(muster.gather(PLACEMENT), muster, step_timeout_s=1.0)
+    executor.succeed_with(muster.gather(PLACEMENT))
+    executor.succeed_with(muster.gather(PLACEMENT))
+    eventually(lambda: workers.lines["r0s2t0-6"].dismissed, "the first successor is kept")
+    executor.close()
+    assert set(workers.started) == set(workers.stopped)
+
+
 # ---- reception --------------------------------------------------------------------------------
 
 
@@ -492,6 +507,21 @@ def test_a_line_that_cannot_be_sent_to_is_lost(reception: Reception) -> None:
         line.send(Formed(epoch=0))
     assert line.is_lost
     line.dismiss()
+    up.close()
+
+
+def test_a_worker_that_does_not_read_is_lost(
+    reception: Reception, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A frozen one must not keep its head waiting for ever, with whoever waits for that."""
+    monkeypatch.setattr(worker_line_module, "_SEND_S", 0.1)
+    down, up = call_head(reception.address, LocalOnly(), hello("w", "down"))
+    line = wait(reception, "w")
+    with pytest.raises(PeerLost, match="silent"):
+        line.send_encoded(bytes(2**24))
+    assert line.is_lost
+    line.dismiss()
+    down.close()
     up.close()
 
 

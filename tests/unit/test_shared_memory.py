@@ -63,6 +63,23 @@ def test_what_a_killed_maker_left_is_removed_by_the_next(tmp_path: Path) -> None
     last.unlink()
 
 
+def test_what_another_user_left_open_to_all_is_left_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else anybody on the machine could keep ranks from forming."""
+    (tmp_path / "shoal-theirs").touch(mode=0o666)
+    unlink = Path.unlink
+
+    def sticky(path: Path, missing_ok: bool = False) -> None:
+        if path.name == "shoal-theirs":
+            raise PermissionError(1, "Operation not permitted")
+        unlink(path, missing_ok)
+
+    monkeypatch.setattr(Path, "unlink", sticky)
+    shared_segment.create("ours", 4096, tmp_path).unlink()
+    assert [path.name for path in tmp_path.iterdir()] == ["shoal-theirs"]
+
+
 def test_refusals(tmp_path: Path) -> None:
     with pytest.raises(OutOfMemory, match="no room for"):
         shared_segment.create("huge", 2**60, tmp_path)
