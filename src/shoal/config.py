@@ -23,7 +23,7 @@ class Split(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     """How a model is divided: `replicas` chains of `pipeline` stages of `tensor` ranks each.
 
     `layers` gives each stage's number of layers, `shares` the relative size of each rank's slice;
-    without them stages and ranks are equal. `wire_format` is how activations travel between
+    without them stages and ranks go by cores. `wire_format` is how activations travel between
     workers, `transport` how the ranks of a stage add up.
     """
 
