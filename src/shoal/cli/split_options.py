@@ -55,7 +55,7 @@ LayersOption = Annotated[
     typer.Option(
         parser=numbers,
         metavar="A/B/…",
-        help="Layers of each stage, such as 20/10. [dim]default: equal[/]",
+        help="Layers of each stage, such as 20/10. [dim]default: by cores, the last one fewer[/]",
         rich_help_panel=SPLIT_PANEL,
     ),
 ]
@@ -64,7 +64,7 @@ SharesOption = Annotated[
     typer.Option(
         parser=numbers,
         metavar="A/B/…",
-        help="Relative sizes of the ranks' slices, such as 70/30. [dim]default: equal[/]",
+        help="Relative sizes of the ranks' slices, such as 70/30. [dim]default: by cores[/]",
         rich_help_panel=SPLIT_PANEL,
     ),
 ]
