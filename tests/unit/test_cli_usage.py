@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import os
 import re
+import signal
 import subprocess
 import sys
+import time
 
 import pytest
 from typer.testing import CliRunner, Result
 
+from shoal.cli import app as app_module
 from shoal.cli import generate, models
 from shoal.cli.app import app
 from shoal.cli.console import human_bytes
@@ -67,6 +71,8 @@ def test_version() -> None:
         (("serve", "x", "--port", "70000"), "65535"),
         (("serve", "x", "--kv-memory", "lots"), "512M, 2GiB or 1.5GB"),
         (("serve", "x", "--max-running", "0"), "max_running must be positive, got 0"),
+        (("serve", "x", "--layers", "20.5/9.5"), "whole layers, not 20.5"),
+        (("serve", "x", "--layers", "nan/9"), "whole layers, not nan"),
         (("serve",), "MODEL"),
         (("generate", "x", "hello", "--temperature", "-1"), "'--temperature'"),
         (("generate", "x", "hello", "--n", "0"), "n must be in [1, 128], got 0"),
@@ -118,6 +124,26 @@ def test_an_interrupt_is_quiet(monkeypatch: pytest.MonkeyPatch) -> None:
     fail_with(KeyboardInterrupt(), monkeypatch)
     result = run("generate", "x", "hello")
     assert (result.exit_code, result.output) == (130, "")
+
+
+def test_sigterm_cleans_up_what_a_command_has_begun(monkeypatch: pytest.MonkeyPatch) -> None:
+    cleaned: list[bool] = []
+
+    def begun(**_: object) -> None:
+        try:
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(5)
+        finally:
+            cleaned.append(True)
+
+    monkeypatch.setattr(app_module, "app", begun)
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        with pytest.raises(SystemExit) as ended:
+            app_module.main()
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert (ended.value.code, cleaned) == (143, [True])
 
 
 def test_a_broken_pipe_is_quiet(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from importlib.metadata import version
 from typing import Annotated
 
@@ -104,4 +105,10 @@ def _keep_as_group() -> None:
 
 
 def main() -> None:
+    signal.signal(signal.SIGTERM, _end_in_order)
     app(prog_name="shoal")
+
+
+def _end_in_order(number: int, _frame: object) -> None:
+    """Until a command has its own way: what it has begun is cleaned up."""
+    raise SystemExit(128 + number)

@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from shoal.config import Route, Split, Transport, WireFormat
+from shoal.errors import ConfigError
 
 SPLIT_PANEL = "Splitting over workers"
 
@@ -111,9 +112,15 @@ def make_split(
         pipeline=pipeline,
         tensor=tensor,
         replicas=replicas,
-        layers=None if layers is None else tuple(int(number) for number in layers.values),
+        layers=None if layers is None else tuple(map(_whole, layers.values)),
         shares=None if shares is None else shares.values,
         route=route,
         wire_format=wire,
         transport=transport,
     )
+
+
+def _whole(number: float) -> int:
+    if not number.is_integer():
+        raise ConfigError(f"a stage holds whole layers, not {number:g}", param="layers")
+    return int(number)
