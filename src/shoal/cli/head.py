@@ -24,7 +24,7 @@ Then, in another terminal of this machine:
 
   shoal serve smollm2-135m --cluster
 
-Needs the extra: pip install 'shoal\\[cluster]', here and on every machine.
+Needs Ray on every machine, which Shoal's extra 'cluster' brings.
 """
 
 
