@@ -115,12 +115,13 @@ class FakeLine:
         self.inbox = Inbox()
         self.is_lost = False
         self.usage: Usage | None = None
+        self.at_form: Failed | None = None
         self.told: list[ToWorker] = []
 
     def send(self, message: ToWorker) -> None:
         self.told.append(message)
         if isinstance(message, Form):
-            self.inbox.put(self.worker, Formed(epoch=message.epoch))
+            self.inbox.put(self.worker, self.at_form or Formed(epoch=message.epoch))
 
     @property
     def form(self) -> Form:
@@ -259,6 +260,7 @@ class FakeWorkers:
         self.lines: dict[str, LoadingLine] = {}
         self.instead: dict[str, Failed | Lost | Exception] = {}
         self.at_cache: dict[str, Failed] = {}
+        self.at_form: dict[str, Failed] = {}
 
     def start(self, worker: str, node: str, *, num_threads: int) -> None:
         assert (node, num_threads) == ("here", 2)
@@ -275,7 +277,9 @@ class FakeWorkers:
         if isinstance(instead, PeerLost):
             raise instead
         self.lines[worker] = LoadingLine(worker, instead)
-        self.lines[worker].at_cache = self.at_cache.get(worker.partition("-")[0], CacheOpened())
+        seat = worker.partition("-")[0]
+        self.lines[worker].at_cache = self.at_cache.get(seat, CacheOpened())
+        self.lines[worker].at_form = self.at_form.get(seat)
         return self.lines[worker]
 
     def _instead(self, worker: str) -> Failed | Lost | Exception | None:

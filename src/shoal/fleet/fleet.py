@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import sys
 import threading
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 
@@ -53,11 +53,15 @@ class Fleet:
         self._drained: set[tuple[str, str]] = set()
         self._moving = threading.Lock()
         self._executors: list[RemoteExecutor] = []
+        self._engines: list[ServingEngine] = []
         try:
             self.placed = site.place(self._usable_nodes())
             self._start_executors(self.placed.placement.replicas)
-            self._engines = [self._engine(each, files, tokenizer) for each in self._executors]
+            for executor in self._executors:
+                self._engines.append(self._engine(executor, files, tokenizer))
         except BaseException:
+            for engine in self._engines:
+                engine.close()
             for executor in self._executors:
                 executor.close()
             resources.close()
@@ -145,24 +149,32 @@ class Fleet:
             if any(seat.node == node for seat in executor.crew.placement.seats)
         ]
         for executor in touched:
-            self._change(executor, self._replacement(executor.crew.placement, usable))
+            self._change(executor, self._replacement(executor, usable))
         return _count(len(touched), "replica")
 
-    def _replacement(self, placement: ReplicaPlacement, usable: Sequence[str]) -> ReplicaPlacement:
-        """On what is left of a replica's own nodes if they can hold it, else on any."""
-        own = {seat.node for seat in placement.seats} & set(usable)
-        if own:
+    def _replacement(self, executor: RemoteExecutor, usable: Sequence[str]) -> ReplicaPlacement:
+        """On what is left of a replica's own nodes if they can hold it, else with idle ones, else
+        on any."""
+        own = _nodes_of([executor]) & set(usable)
+        others = _nodes_of(each for each in self._executors if each is not executor)
+        for nodes in (own, own | set(usable) - others):
+            if not nodes:
+                continue
             try:
-                return self._site.place(own).placement.replicas[0]
+                return self._site.place(nodes).placement.replicas[0]
             except PlacementError as error:
-                log.info("the replica's other nodes cannot take over: %s", error)
+                log.info("%s cannot take over: %s", ", ".join(sorted(nodes)), error)
         return self._site.place(usable).placement.replicas[0]
 
     def _change(self, executor: RemoteExecutor, target: ReplicaPlacement) -> None:
         """New workers load while the old ones go on; then the replica restarts with them."""
         others = [each.crew.placement for each in self._executors if each is not executor]
         self._share_out([*others, target])
-        crew = self._muster.gather(target)
+        try:
+            crew = self._muster.gather(target)
+        except BaseException:
+            self._share_out([*others, executor.crew.placement])
+            raise
         done = executor.succeed_with(crew)
         self._engines[self._executors.index(executor)].restart()
         if not done.wait(_SWITCH_S):
@@ -235,6 +247,10 @@ def _behind_one_door(
         return engines[0]
     router = Router(config.split.route, block_size=config.block_size)
     return ReplicatedEngine(dict(zip(_names(engines), engines, strict=True)), router)
+
+
+def _nodes_of(executors: Iterable[RemoteExecutor]) -> set[str]:
+    return {seat.node for each in executors for seat in each.crew.placement.seats}
 
 
 def _names(engines: Sequence[ServingEngine]) -> list[str]:
