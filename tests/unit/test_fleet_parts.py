@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import subprocess
 import tempfile
 import threading
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import msgspec
 import pytest
@@ -14,10 +16,12 @@ from scripted_head import WAIT_S, eventually, nothing_left_behind
 from shoal.cluster.placement import ReplicaPlacement, Seat, divide
 from shoal.config import EngineConfig, Split
 from shoal.errors import InternalError, OutOfMemory, PeerLost, PlacementError, SourceError
+from shoal.fleet import launch_local
 from shoal.fleet import reception as reception_module
 from shoal.fleet import worker_line as worker_line_module
 from shoal.fleet.crew import Crew, Member, transport_of
 from shoal.fleet.inbox import Inbox, Lost, error_of
+from shoal.fleet.launch_local import LocalLauncher
 from shoal.fleet.ledger import Ledger
 from shoal.fleet.muster import Muster
 from shoal.fleet.reception import Reception
@@ -28,6 +32,7 @@ from shoal.parallel.channel import Channel
 from shoal.parallel.control import (
     CacheOpened,
     Failed,
+    Fetching,
     Form,
     Formed,
     FromWorker,
@@ -500,6 +505,39 @@ def test_usage_is_kept_and_a_loss_is_reported(reception: Reception) -> None:
         line.inbox.next(["w"], time.monotonic() + WAIT_S)
     assert line.is_lost
     line.dismiss()
+
+
+def test_a_line_whose_reports_cannot_be_heard_is_lost(
+    reception: Reception, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Whoever waits for the worker must hear of it: loading may take an hour."""
+
+    def broken(_what: str, _done_bytes: int, _total_bytes: int | None) -> None:
+        raise BrokenPipeError(32, "nobody reads the terminal")
+
+    down, up = call_head(reception.address, LocalOnly(), hello("w", "down"))
+    line = wait(reception, "w")
+    line.report = broken
+    up.send(msgspec.msgpack.encode(Fetching(what="weights", done_bytes=1, total_bytes=2)))
+    with pytest.raises(PeerLost, match="nobody reads"):
+        line.inbox.next(["w"], time.monotonic() + WAIT_S)
+    assert line.is_lost and "cannot be taken" in caplog.text
+    line.dismiss()
+    down.close()
+    up.close()
+
+
+def test_a_launcher_that_is_closed_is_told_nothing_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    def silent_nursery() -> subprocess.Popen[bytes]:
+        pipe = subprocess.PIPE
+        return subprocess.Popen(["sh", "-c", "cat > /dev/null"], stdin=pipe, stdout=pipe)
+
+    monkeypatch.setattr(launch_local, "_start_nursery", silent_nursery)
+    launcher = LocalLauncher("unix:/head", Path("/nowhere"), lambda *_: None, cores=[])
+    launcher.close()
+    launcher.stop("w")
+    with pytest.raises(PlacementError, match="has ended"):
+        launcher.start("w", "local", num_threads=1)
 
 
 def test_a_line_that_cannot_be_sent_to_is_lost(reception: Reception) -> None:

@@ -24,6 +24,8 @@ LOCAL_NODE = "local"
 
 _UNIX_SOCKETS = LocalOnly()
 _LOOPBACK = "127.0.0.1"
+# It has ended by itself, or this launcher was closed.
+_NURSERY_GONE = (BrokenPipeError, ValueError)
 
 OnExit = Callable[[str, int], None]
 """(worker, exit status)"""
@@ -78,14 +80,14 @@ class LocalLauncher:
         )
         try:
             self._order(order)
-        except BrokenPipeError:
+        except _NURSERY_GONE:
             raise PlacementError(
                 f"worker {worker} cannot be started: the process that starts workers has ended "
                 f"(exit status {self._nursery.poll()}); start Shoal anew"
             ) from None
 
     def stop(self, worker: str) -> None:
-        with suppress(BrokenPipeError):  # its workers have ended with the nursery
+        with suppress(*_NURSERY_GONE):  # and its workers with it
             self._order(Order(worker=worker, stop=True))
 
     def close(self) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 from contextlib import suppress
 
@@ -12,6 +13,8 @@ from shoal.fleet.inbox import Inbox, Lost
 from shoal.parallel.channel import Channel
 from shoal.parallel.control import Fetching, FromWorker, Hello, Stop, ToWorker, Usage
 from shoal.weights.cache import Progress, silent
+
+log = logging.getLogger(__name__)
 
 # A worker takes commands at once, whatever it computes, unless its process is frozen.
 _SEND_S = 10.0
@@ -70,6 +73,8 @@ class WorkerLine:
                     self.report(message.what, message.done_bytes, message.total_bytes)
                 else:
                     self.inbox.put(self.worker, message)
-        except (ShoalError, msgspec.MsgspecError) as error:
+        except Exception as error:
+            if not isinstance(error, ShoalError | msgspec.MsgspecError):
+                log.exception("what worker %s reports cannot be taken", self.worker)
             self.is_lost = True
             self.inbox.put(self.worker, Lost(str(error)))
