@@ -214,6 +214,15 @@ class SchedulerMachine(RuleBasedStateMachine):
         if cache_lost:
             self.replica.lose_cache()
 
+    @rule(num_blocks=st.integers(3, 16), max_in_flight=st.integers(1, 3))
+    def move(self, num_blocks: int, max_in_flight: int) -> None:
+        """To workers with less or more room; whom they cannot hold is told, and leaves."""
+        self.fail(cache_lost=True, num_run=0)
+        too_long = self.scheduler.resize(num_blocks=num_blocks, max_in_flight=max_in_flight)
+        for request_id in too_long:
+            assert self.scheduler.cancel(request_id) is not None
+            self.clients[request_id].left = True
+
     @precondition(lambda self: self.stale)
     @rule()
     def receive_stale_result(self) -> None:
