@@ -289,6 +289,24 @@ def test_recovery_that_never_works_ends_the_engine(
     assert not engine.health().ok
 
 
+def test_a_request_whose_step_always_kills_its_workers_ends_with_an_error() -> None:
+    """Else it would keep all others waiting, and its workers loading, for ever."""
+
+    class Mortal(Counting):
+        def collect(self) -> StepResult:
+            if any(49 in chunk.tokens for chunk in self.plans[0].chunks):
+                raise PeerLost("a worker is lost")
+            return super().collect()
+
+    executor = Mortal()
+    engine = make_engine(executor)
+    with pytest.raises(InternalError, match="a worker is lost"):
+        answer(engine, [7, 49])
+    assert executor.restarts == [1, 2, 3, 4, 5]
+    assert "".join(delta.text for delta in answer(engine, [5])) == "fghi"
+    engine.close()
+
+
 def test_an_engine_that_is_closed_does_not_recover(executor: Counting) -> None:
     """Bringing workers back may take as long as loading a model."""
     engine = make_engine(executor)

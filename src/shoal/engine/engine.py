@@ -25,6 +25,9 @@ from shoal.weights.tokenizer import Tokenizer
 log = logging.getLogger(__name__)
 
 _RECOVERY_ATTEMPTS = 5
+# So many losses without a finished step in between are no bad luck: a step kills its workers, or
+# takes longer than they are given.
+_HOPELESS_LOSSES = 5
 
 
 class Engine:
@@ -52,6 +55,7 @@ class Engine:
         self._epoch = 0
         self._stopped: str | None = None
         self._restart_wanted = False
+        self._losses_in_a_row = 0
         self._last_progress_s = time.monotonic()
         self._num_steps = 0
         self._step_s = 0.0
@@ -175,6 +179,10 @@ class Engine:
             else:
                 self._advance()
         except PeerLost as error:
+            self._losses_in_a_row += 1
+            if self._losses_in_a_row >= _HOPELESS_LOSSES:
+                self._abandon(error)
+                return
             log.warning("%s; its requests are computed again", error)
             self._recover()
         except Exception as error:
@@ -219,6 +227,7 @@ class Engine:
                 message = f"the result of a step could not be published: {error}"
                 self._fail([event.request_id], InternalError(message))
         self._last_progress_s = time.monotonic()
+        self._losses_in_a_row = 0
 
     def _publish_event(self, event: Event) -> None:
         sample = self._samples.get(event.request_id)
@@ -278,6 +287,7 @@ class Engine:
     def _abandon(self, error: Exception) -> None:
         """A step failed: what was running gets an error, what waits goes on in a new epoch."""
         log.exception("a step failed; its requests end with an error", exc_info=error)
+        self._losses_in_a_row = 0
         with self._lock:
             message = f"the step that computed this request failed: {error}"
             self._fail(self._scheduler.running_ids, InternalError(message))

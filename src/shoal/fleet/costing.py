@@ -29,7 +29,10 @@ def cost_of(files: ModelFiles, dtype: DType, quantize: Quantize) -> ModelCost:
     source = open_source(files)
     try:
         if model_kind(source.config) != "decoder":
-            raise PlacementError(f"{files.name} is an encoder: it runs on one node, undivided")
+            raise PlacementError(
+                f"{files.name} is an encoder, which runs whole: serve it without --cluster and "
+                "--placement"
+            )
         config = decoder_config(source.config)
         return model_cost(
             config,
