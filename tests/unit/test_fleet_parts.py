@@ -119,6 +119,7 @@ class FakeLine:
         self.address = f"unix:/{worker}"
         self.inbox = Inbox()
         self.is_lost = False
+        self.peers = {"local"}
         self.usage: Usage | None = None
         self.at_form: Failed | None = None
         self.told: list[ToWorker] = []
@@ -327,6 +328,13 @@ def muster(workers: FakeWorkers) -> Muster:
 PLACEMENT = divide(DIMS, Split(pipeline=3), ["here"]).replicas[0]
 
 
+def remote_executor(muster: Muster) -> RemoteExecutor:
+    def elsewhere(placement: ReplicaPlacement) -> ReplicaPlacement:
+        raise PlacementError(f"there is no other node for {placement}")
+
+    return RemoteExecutor(muster.gather(PLACEMENT), muster, elsewhere=elsewhere, step_timeout_s=1.0)
+
+
 def test_a_muster_starts_and_loads_a_worker_for_every_seat(
     muster: Muster, workers: FakeWorkers
 ) -> None:
@@ -403,7 +411,7 @@ def test_a_worker_lost_while_another_placement_is_prepared_is_replaced_where_it_
 
 
 def test_a_restart_that_fails_counts_no_usage_twice(muster: Muster, workers: FakeWorkers) -> None:
-    executor = RemoteExecutor(muster.gather(PLACEMENT), muster, step_timeout_s=1.0)
+    executor = remote_executor(muster)
     executor.restart(0)
     for line in workers.lines.values():
         line.usage = usage(0, 5, 1.0)
@@ -421,7 +429,7 @@ def test_a_restart_that_fails_counts_no_usage_twice(muster: Muster, workers: Fak
 def test_a_successor_has_taken_over_only_once_it_has_formed(
     muster: Muster, workers: FakeWorkers
 ) -> None:
-    executor = RemoteExecutor(muster.gather(PLACEMENT), muster, step_timeout_s=1.0)
+    executor = remote_executor(muster)
     executor.restart(0)
     successor = muster.gather(PLACEMENT)
     done = executor.succeed_with(successor)
@@ -440,7 +448,7 @@ def test_a_successor_has_taken_over_only_once_it_has_formed(
 def test_a_successor_whose_turn_never_came_is_dismissed(
     muster: Muster, workers: FakeWorkers
 ) -> None:
-    executor = RemoteExecutor(muster.gather(PLACEMENT), muster, step_timeout_s=1.0)
+    executor = remote_executor(muster)
     executor.succeed_with(muster.gather(PLACEMENT))
     executor.succeed_with(muster.gather(PLACEMENT))
     eventually(lambda: workers.lines["r0s2t0-6"].dismissed, "the first successor is kept")

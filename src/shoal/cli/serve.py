@@ -101,7 +101,8 @@ NoPrefixCacheOption = Annotated[
 StallAfterOption = Annotated[
     float,
     typer.Option(
-        help="Seconds that work may wait without a finished step before /health fails.",
+        help="Seconds that work may wait without a finished step before /health fails, and that "
+        "a step may take on other workers.",
         rich_help_panel=SCHEDULING_PANEL,
     ),
 ]

@@ -82,7 +82,7 @@ def does_not_fit(options: Options) -> PlacementError:
         f"{cost.name} needs {_amount(needed)}: {_amount(weights + tables)} of weights with "
         f"precision '{cost.precision}' and {_amount(cache)} of cache for {goal.kv_tokens:,} "
         f"tokens. The {len(nodes)} nodes offer {_amount(offered)}: {why}. Add a node or memory, "
-        f"lower --context, or take fewer bits with --quantize"
+        f"take fewer bits with --quantize, or, for 'shoal plan', lower --context"
     )
 
 

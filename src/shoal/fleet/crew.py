@@ -12,12 +12,23 @@ import msgspec
 from shoal.cluster.placement import ReplicaPlacement, Seat
 from shoal.config import EngineConfig, Transport
 from shoal.errors import PeerLost
-from shoal.fleet.inbox import Inbox, error_of
+from shoal.fleet.inbox import Inbox, Silence, error_of
 from shoal.fleet.worker_line import WorkerLine
 from shoal.messages import Plan, StepResult
-from shoal.parallel.control import CacheOpened, Failed, Form, Formed, Loaded, OpenCache, Usage
+from shoal.parallel.control import (
+    CacheOpened,
+    Failed,
+    Form,
+    Formed,
+    Heard,
+    Loaded,
+    OpenCache,
+    Usage,
+)
 
-FORM_S = 30.0
+HEARD_S = 5.0
+# More than a worker waits for its neighbours, so that those who wait are not taken for silent.
+FORM_S = 25.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,12 +86,26 @@ class Crew:
             for rank, seat in enumerate(stage):
                 form = self._form(epoch, index, rank, session=f"{session}-{index}")
                 self.members[seat.worker].line.send(form)
-        self._inbox.replies(
-            Formed,
-            self.members.keys(),
-            timeout_s=FORM_S,
-            is_meant=lambda reply: reply.epoch == epoch,
-        )
+        self._await_formed(epoch)
+
+    def _await_formed(self, epoch: int) -> None:
+        """Who does not even hear the order is frozen or out of reach, and counts as lost."""
+        started_s = time.monotonic()
+        silent, unformed = set(self.members), set(self.members)
+        while unformed:
+            deadline_s = started_s + (HEARD_S if silent else FORM_S)
+            try:
+                worker, message = self._inbox.next(silent or unformed, deadline_s)
+            except Silence:
+                for each in silent or unformed:
+                    self.members[each].line.is_lost = True
+                raise
+            if isinstance(message, Failed) and message.epoch == epoch:
+                raise error_of(worker, message)
+            if isinstance(message, Heard | Formed) and message.epoch == epoch:
+                silent.discard(worker)
+                if isinstance(message, Formed):
+                    unformed.discard(worker)
 
     def broadcast(self, plan: Plan) -> None:
         """Raises PeerLost."""

@@ -122,12 +122,12 @@ class Fleet:
         with self._moving:
             placed = self._site.place(self._usable_nodes())
             wanted = placed.placement.replicas
-            if len(wanted) < len(self._executors):
+            if len(wanted) != len(self._executors):
                 raise PlacementError(
                     f"the best placement has {len(wanted)} replicas, {len(self._executors)} run: "
                     "start 'shoal serve' anew to change their number"
                 )
-            pairs = zip(self._executors, wanted, strict=False)
+            pairs = zip(self._executors, wanted, strict=True)
             changes = [
                 (executor, target)
                 for executor, target in pairs
@@ -149,14 +149,22 @@ class Fleet:
             if any(seat.node == node for seat in executor.crew.placement.seats)
         ]
         for executor in touched:
-            self._change(executor, self._replacement(executor, usable))
+            self._change(executor, self._replacement(executor.crew.placement, usable))
         return _count(len(touched), "replica")
 
-    def _replacement(self, executor: RemoteExecutor, usable: Sequence[str]) -> ReplicaPlacement:
+    def _elsewhere(self, placement: ReplicaPlacement) -> ReplicaPlacement:
+        """For a replica that has lost a node. Raises PlacementError."""
+        target = self._replacement(placement, self._usable_nodes())
+        others = [each.crew.placement for each in self._executors]
+        self._share_out([*(other for other in others if other is not placement), target])
+        return target
+
+    def _replacement(self, placement: ReplicaPlacement, usable: Sequence[str]) -> ReplicaPlacement:
         """On what is left of a replica's own nodes if they can hold it, else with idle ones, else
         on any."""
-        own = _nodes_of([executor]) & set(usable)
-        others = _nodes_of(each for each in self._executors if each is not executor)
+        own = _nodes_of([placement]) & set(usable)
+        placements = [executor.crew.placement for executor in self._executors]
+        others = _nodes_of(each for each in placements if each is not placement)
         for nodes in (own, own | set(usable) - others):
             if not nodes:
                 continue
@@ -193,7 +201,12 @@ class Fleet:
             crews = [pool.submit(self._muster.gather, placement) for placement in placements]
         failed = [crew.exception() for crew in crews if crew.exception() is not None]
         self._executors = [
-            RemoteExecutor(crew.result(), self._muster, step_timeout_s=self._config.stall_s)
+            RemoteExecutor(
+                crew.result(),
+                self._muster,
+                elsewhere=self._elsewhere,
+                step_timeout_s=self._config.stall_s,
+            )
             for crew in crews
             if crew.exception() is None
         ]
@@ -249,8 +262,8 @@ def _behind_one_door(
     return ReplicatedEngine(dict(zip(_names(engines), engines, strict=True)), router)
 
 
-def _nodes_of(executors: Iterable[RemoteExecutor]) -> set[str]:
-    return {seat.node for each in executors for seat in each.crew.placement.seats}
+def _nodes_of(placements: Iterable[ReplicaPlacement]) -> set[str]:
+    return {seat.node for placement in placements for seat in placement.seats}
 
 
 def _names(engines: Sequence[ServingEngine]) -> list[str]:

@@ -61,7 +61,7 @@ class Forecast:
         many = self._site.predict(placement, 32)
         if one is None or many is None:
             return ""
-        return f"predicted {one:,.0f} tokens/s for one stream, {many:,.0f} for 32"
+        return f"predicted {one:,.1f} tokens/s for one stream, {many:,.0f} for 32"
 
     def _active_s(self) -> float:
         return sum(executor.active_s() for executor in self._executors)

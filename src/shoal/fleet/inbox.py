@@ -22,6 +22,10 @@ class Lost(msgspec.Struct, frozen=True):
     reason: str
 
 
+class Silence(PeerLost):
+    """Nothing came until the deadline."""
+
+
 class Inbox:
     """Any thread may `put`, one may take."""
 
@@ -32,11 +36,11 @@ class Inbox:
         self._reports.put((worker, message))
 
     def next(self, awaited: Collection[str], deadline_s: float) -> tuple[str, FromWorker]:
-        """Raises PeerLost for a worker that is lost, or at the deadline, naming the awaited."""
+        """Raises PeerLost for a worker that is lost, Silence at the deadline."""
         try:
             worker, message = self._reports.get(timeout=max(deadline_s - time.monotonic(), 0))
         except queue.Empty:
-            raise PeerLost(f"no answer in time from {', '.join(sorted(awaited))}") from None
+            raise Silence(f"no answer in time from {', '.join(sorted(awaited))}") from None
         if isinstance(message, Lost):
             raise PeerLost(f"worker {worker} is lost: {message.reason}")
         return worker, message

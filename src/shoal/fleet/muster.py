@@ -13,13 +13,14 @@ from msgspec import structs
 
 from shoal.cluster.placement import ReplicaPlacement, Seat
 from shoal.config import EngineConfig
-from shoal.errors import PeerLost
+from shoal.errors import PeerLost, PeerRefused
 from shoal.fleet.crew import Crew, Member
 from shoal.fleet.inbox import Inbox
 from shoal.fleet.launcher import Launcher
 from shoal.fleet.reception import Reception
 from shoal.fleet.worker_line import WorkerLine
 from shoal.parallel.control import Load, Loaded
+from shoal.parallel.endpoint import UNNAMED_PEERS
 from shoal.weights.cache import Progress, silent
 
 _CALL_S = 60.0
@@ -27,13 +28,13 @@ _LOAD_S = 3600.0
 
 
 class NodeShare(msgspec.Struct, frozen=True, kw_only=True):
-    """What each worker of a node gets: threads, and part of the memory for KV caches.
+    """What each worker of a node gets: threads, and its part of the `cache_units` of all of them.
 
     `own_cores`: whether no other worker computes on its cores.
     """
 
     num_threads: int
-    memory_share: float
+    cache_units: int
     own_cores: bool
 
 
@@ -66,12 +67,16 @@ class Muster:
         self, placements: Iterable[ReplicaPlacement], num_cores: Mapping[str, int]
     ) -> None:
         """Divide every node's cores and memory among its workers; for those started from now on."""
-        num_workers = Counter(seat.node for placement in placements for seat in placement.seats)
+        seats = [seat for placement in placements for seat in placement.seats]
+        num_workers = Counter(seat.node for seat in seats)
+        cache_units: Counter[str] = Counter()
+        for seat in seats:
+            cache_units[seat.node] += _cache_units(seat)
         # Replicas that are about to leave a node may lose a worker there until they have.
         self._shares = self._shares | {
             node: NodeShare(
                 num_threads=max(1, num_cores[node] // number),
-                memory_share=1 / number,
+                cache_units=cache_units[node],
                 own_cores=number <= num_cores[node],
             )
             for node, number in num_workers.items()
@@ -122,6 +127,7 @@ class Muster:
             for seat in seats:
                 line = self._reception.wait_for(seat.worker, deadline_s=deadline_s)
                 lines[seat.worker] = line
+                _check_caller(line, seat)
                 line.inbox = inbox
                 line.report = partial(self._note_fetching, seat.node)
                 line.send(self._load(seat))
@@ -147,13 +153,27 @@ class Muster:
             config=self._config,
             path=self._path_on(seat.node),
             shard=seat.shard,
-            memory_share=share.memory_share,
+            memory_share=_cache_units(seat) / share.cache_units,
             own_cores=share.own_cores,
         )
 
     def _dismiss(self, worker: str, member: Member) -> None:
         member.line.dismiss()
         self._launcher.stop(worker)
+
+
+def _check_caller(line: WorkerLine, seat: Seat) -> None:
+    """A certificate is of a node: no other may take this one's seat. Raises PeerRefused."""
+    strangers = line.peers - {seat.node, *UNNAMED_PEERS}
+    if strangers:
+        raise PeerRefused(
+            f"'{strangers.pop()}' called as worker {seat.worker}, which runs on '{seat.node}'"
+        )
+
+
+def _cache_units(seat: Seat) -> int:
+    """What a block of cache takes in this seat, in any unit: all seats hold as many blocks."""
+    return len(seat.shard.layers) * len(seat.shard.slice.kv_heads)
 
 
 def _with_new_names(

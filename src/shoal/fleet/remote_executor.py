@@ -2,24 +2,36 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
+from collections.abc import Callable
 
+from shoal.cluster.placement import ReplicaPlacement
 from shoal.engine.api import WorkerStats
 from shoal.engine.executor import Capacity
+from shoal.errors import PlacementError
 from shoal.fleet.crew import Crew
 from shoal.fleet.ledger import Ledger
 from shoal.fleet.muster import Muster
 from shoal.messages import Plan, StepResult
 
+log = logging.getLogger(__name__)
+
+Elsewhere = Callable[[ReplicaPlacement], ReplicaPlacement]
+"""Where a replica goes whose nodes are not all there any more. Raises PlacementError."""
+
 
 class RemoteExecutor:
     """An Executor. At a restart lost workers are replaced, or another crew takes over."""
 
-    def __init__(self, crew: Crew, muster: Muster, *, step_timeout_s: float) -> None:
+    def __init__(
+        self, crew: Crew, muster: Muster, *, elsewhere: Elsewhere, step_timeout_s: float
+    ) -> None:
         self.crew = crew
         self.max_in_flight = len(crew.stages)
         self._muster = muster
+        self._elsewhere = elsewhere
         self._step_timeout_s = step_timeout_s
         self._successor: tuple[Crew, threading.Event] | None = None
         self._succession = threading.Lock()
@@ -67,7 +79,7 @@ class RemoteExecutor:
         if successor is not None:
             self._dismiss_aside(self.crew)
             self.crew, self._taken_over = successor
-        self.crew = self._muster.mend(self.crew)
+        self.crew = self._mended(self.crew)
         self.crew.form(epoch)
         self._taken_over.set()
         self.max_in_flight = len(self.crew.stages)
@@ -85,6 +97,15 @@ class RemoteExecutor:
         self._muster.dismiss(self.crew)
         if self._successor is not None:
             self._muster.dismiss(self._successor[0])
+
+    def _mended(self, crew: Crew) -> Crew:
+        try:
+            return self._muster.mend(crew)
+        except PlacementError as error:
+            log.warning("%s: the replica moves", error)
+        moved = self._muster.gather(self._elsewhere(crew.placement))
+        self._dismiss_aside(crew)
+        return moved
 
     def _dismiss_aside(self, crew: Crew) -> None:
         """Streams need not wait until the old workers have gone."""

@@ -113,7 +113,9 @@ def _site(
         return FixedSite(decoder_of(files), config.split, nodes, security)
     cost = cost_of(files, config.dtype, config.quantize)
     precision = cost.precision
-    path = folder.path / f"survey-{precision}.json"
+    threads = f"-{config.num_threads}-threads" if config.num_threads else ""
+    plain = "-plaintext" if _is_plain(reception) else ""
+    path = folder.path / f"survey-{precision}{threads}{plain}.json"
     survey = Survey(launcher, reception, nodes, precision, config.num_threads, path, say)
     return MeasuredSite(cost, goal, survey, nodes, security)
 

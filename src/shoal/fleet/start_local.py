@@ -92,7 +92,7 @@ def explain_this_machine(config: EngineConfig, goal: Goal) -> tuple[str, ...]:
     proposal = propose(Cluster(nodes=(profile,)), cost, goal)
     made = proposal.prediction
     expected = (
-        f"predicted {made.one_stream:,.0f} tokens/s for one stream, {made.many_streams:,.0f} for "
+        f"predicted {made.one_stream:,.1f} tokens/s for one stream, {made.many_streams:,.0f} for "
         f"{made.num_streams}"
     )
     return (*proposal.reasons, expected)

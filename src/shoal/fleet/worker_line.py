@@ -30,6 +30,7 @@ class WorkerLine:
     def __init__(self, hello: Hello, commands: Channel, reports: Channel) -> None:
         self.worker = hello.caller
         self.address = hello.address
+        self.peers = {commands.peer, reports.peer}
         self.inbox = Inbox()
         self.report: Progress = silent
         self.is_lost = False

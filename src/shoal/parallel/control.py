@@ -141,6 +141,12 @@ class Measured(
     content: bytes
 
 
+class Heard(msgspec.Struct, frozen=True, kw_only=True, tag="heard", forbid_unknown_fields=True):
+    """A Form has come; said at once, whatever the worker is in the middle of."""
+
+    epoch: int
+
+
 class Formed(msgspec.Struct, frozen=True, kw_only=True, tag="formed", forbid_unknown_fields=True):
     epoch: int
 
@@ -207,4 +213,6 @@ class HiddenStates(
 
 
 ToWorker = Plan | Load | OpenCache | Form | MeasureNode | MeasureLink | Stop
-FromWorker = StepResult | Fetching | Loaded | CacheOpened | Formed | Measured | Failed | Usage
+FromWorker = (
+    StepResult | Fetching | Loaded | CacheOpened | Heard | Formed | Measured | Failed | Usage
+)

@@ -20,6 +20,9 @@ from shoal.parallel.listener import Listener
 UNACKED_S = 1.0
 HANDSHAKE_S = 5.0
 _BACKLOG = 128
+_LOCAL_PEER, _PLAINTEXT_PEER = "local", "plaintext"
+# What a channel's `peer` is where nobody shows a certificate.
+UNNAMED_PEERS = (_LOCAL_PEER, _PLAINTEXT_PEER)
 _OTHERS = stat.S_IRWXG | stat.S_IRWXO
 
 
@@ -127,7 +130,7 @@ def _context(
 
 
 def _plain_peer(target: UnixAddress | HostAddress) -> str:
-    return "local" if target.scheme == "unix" else "plaintext"
+    return _LOCAL_PEER if target.scheme == "unix" else _PLAINTEXT_PEER
 
 
 def _check_folder(folder: Path) -> None:

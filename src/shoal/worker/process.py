@@ -21,6 +21,7 @@ from shoal.parallel.control import (
     Form,
     Formed,
     FromWorker,
+    Heard,
     Hello,
     Load,
     Measured,
@@ -117,6 +118,7 @@ class WorkerProcess:
                 if isinstance(message, Stop):
                     return
                 if isinstance(message, Form):
+                    self._send(Heard(epoch=message.epoch))
                     self._interrupt(message.epoch)
                 self._inbox.put(message)
         except (ShoalError, msgspec.MsgspecError) as error:
