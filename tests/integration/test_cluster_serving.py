@@ -115,8 +115,18 @@ def test_an_added_node_is_used_after_a_rebalance(rig: Rig, served: Running, calm
     assert stream.end()["text"] == calm_text
 
 
+def test_a_node_that_is_killed_takes_no_stream_with_it(
+    rig: Rig, served: Running, calm_text: str
+) -> None:
+    del served
+    stream = Stream(rig)
+    rig.nodes["e"].process.kill()
+    end = stream.end()
+    print(f"killed: longest gap {end['gap_s']:.2f} s")
+    assert end["text"] == calm_text
+    assert set(seats(rig)) == {"a", "c"}
+
+
 def test_wrong_nodes_are_refused(rig: Rig, served: Running) -> None:
     del served
-    assert "'nowhere' runs no work here; the nodes in use: a, c, e" in operate(
-        rig, "drain", "nowhere"
-    )
+    assert "'nowhere' runs no work here; the nodes in use: a, c" in operate(rig, "drain", "nowhere")

@@ -16,6 +16,7 @@ from functools import cache
 
 import psutil
 import pytest
+from msgspec import structs
 from split_fleets import Asked, Yard, ask, open_yard, split_text, whole
 
 from shoal.config import EngineConfig, Split
@@ -208,6 +209,22 @@ def test_a_stream_survives_a_death_while_another_is_mended(yard: Yard) -> None:
 
         answer = watched(fleet.engine, STORY, kill_two)
         assert fleet.engine.health().ok
+    same_answers(calm(SMOL).story, [answer])
+
+
+def test_a_frozen_worker_is_replaced(yard: Yard) -> None:
+    """Nothing closes its connections: only its silence tells."""
+    config = structs.replace(config_of(SMOL, Split(pipeline=2)), stall_s=3.0)
+    with yard.fleet(config) as fleet:
+        frozen = worker_pids()[1]
+
+        def freeze(num_tokens: int) -> None:
+            if num_tokens == 6:
+                os.kill(frozen, signal.SIGSTOP)
+
+        answer = watched(fleet.engine, STORY, freeze)
+        assert fleet.engine.health().ok
+        assert frozen not in worker_pids()
     same_answers(calm(SMOL).story, [answer])
 
 
