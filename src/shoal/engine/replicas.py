@@ -86,7 +86,7 @@ class ReplicatedEngine:
         numbers = [
             name
             for name in EngineStats.__struct_fields__
-            if name not in ("replicas", "workers", "epoch")
+            if name not in ("replicas", "workers")
         ]
         sums = {name: sum(getattr(one, name) for one in replicas.values()) for name in numbers}
         return EngineStats(**sums, replicas=replicas)

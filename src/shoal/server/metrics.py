@@ -30,6 +30,7 @@ _COUNTERS = {
     "steps": "Forward passes",
     "step_seconds": "Time spent in forward passes",
     "schedule_seconds": "Time spent deciding what runs next",
+    "epoch": "Times that workers have formed anew: after a loss, a drain, a rebalance",
 }
 
 
