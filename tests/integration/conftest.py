@@ -1,4 +1,4 @@
-"""One Ray cluster for all tests that need one."""
+"""A cluster for the tests of a file; it ends with them, since others look for what is left."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import pytest
 from cluster_rig import Rig, cluster_of_three
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def rig() -> Iterator[Rig]:
     with cluster_of_three() as rig:
         yield rig
