@@ -15,6 +15,9 @@ Route = Literal["random", "round-robin", "least-loaded", "two-choices", "prefix"
 WireFormat = Literal["exact", "int8"]
 Transport = Literal["auto", "shared-memory", "sockets", "gloo", "nccl"]
 
+HEARTBEAT_S = 0.2
+LEAST_DEAD_AFTER_S = 0.5
+
 _UNIT_BYTES = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}
 _BINARY_UNIT_BYTES = {"k": 2**10, "m": 2**20, "g": 2**30, "t": 2**40}
 
@@ -52,6 +55,11 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
 
     `served_name` is what clients call the model, if not `model` itself. `stall_s` is how long
     work may wait without a finished step before the engine counts as unhealthy.
+
+    A worker that has not been heard of for `dead_after_s` is replaced. Requests wait
+    `recovery_timeout_s` for workers that cannot be had before they are told to come again.
+    `spares` processes stand by for lost workers, and workers that lose their head wait `hold_s`
+    for the next one.
     """
 
     model: str
@@ -67,11 +75,23 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     prefix_caching: bool = True
     num_threads: int | None = None
     stall_s: float = 30.0
+    dead_after_s: float = 1.25
+    recovery_timeout_s: float = 60.0
+    spares: int = 0
+    hold_s: float = 0.0
     split: Split = msgspec.field(default_factory=Split)
 
     def __post_init__(self) -> None:
         for name in ("block_size", "max_step_tokens", "max_running", "max_waiting", "stall_s"):
             _positive(name, getattr(self, name))
+        for name in ("recovery_timeout_s", "spares", "hold_s"):
+            if getattr(self, name) < 0:
+                raise ConfigError(f"{name} cannot be negative, got {getattr(self, name)}")
+        if self.dead_after_s < LEAST_DEAD_AFTER_S:
+            raise ConfigError(
+                f"dead_after_s must be at least {LEAST_DEAD_AFTER_S} s, several heartbeats: "
+                f"got {self.dead_after_s}"
+            )
         for name in ("max_context", "kv_memory_bytes", "num_threads"):
             if getattr(self, name) is not None:
                 _positive(name, getattr(self, name))

@@ -111,6 +111,8 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
     """Wants the sum of the last hidden states, not tokens; never split by a prefix hit."""
     splittable: bool = True
     """False when the whole prompt must run in one step (bidirectional encoders)."""
+    emitted_tokens: list[int] = []
+    """Of an earlier life, at another replica or under an earlier head: not drawn again."""
 
 
 def _check_stop_strings(stop: tuple[str, ...]) -> None:

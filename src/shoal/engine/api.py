@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol
 
 import msgspec
 
@@ -58,6 +58,7 @@ class WorkerStats(msgspec.Struct, frozen=True, kw_only=True):
     stage: int
     rank: int
     layers: tuple[int, int]
+    pid: int = 0
     steps: int = 0
     busy_seconds: float = 0.0
     waiting_seconds: float = 0.0
@@ -72,7 +73,8 @@ class EngineStats(msgspec.Struct, frozen=True, kw_only=True):
     """Gauges of now, then counters since the start.
 
     `replicas` is by name, and empty where there is but one; the numbers are then their sums.
-    `workers` are those of a split model, and `epoch` counts how often they have formed anew.
+    `workers` are those of a split model, and `epoch` counts how often they have formed anew;
+    `incidents` are the latest reasons, oldest first.
     """
 
     num_waiting: int = 0
@@ -89,7 +91,31 @@ class EngineStats(msgspec.Struct, frozen=True, kw_only=True):
     schedule_seconds: float = 0.0
     epoch: int = 0
     workers: list[WorkerStats] = []
+    incidents: list[Incident] = []
     replicas: dict[str, EngineStats] = {}
+
+
+class Incident(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How a replica got over a loss, or was moved on purpose.
+
+    `began_s` is the time of day at which it was noticed, by `noticed_by`: "connection" (closed or
+    reset), "heartbeat", "step deadline", "report" (a worker said that it cannot go on) or
+    "operator". `decisions` are in the order they were made, such as "w7 starts on rack2". `phases`
+    are seconds of: "silence" (from the last sign of life), "start" (processes), "load", "form",
+    "recompute" (until the first of the requests that were running has a new token), and "total".
+    """
+
+    number: int
+    replica: str
+    cause: str
+    noticed_by: str
+    began_s: float
+    epoch: int
+    lost: list[str] = []
+    decisions: list[str] = []
+    phases: dict[str, float] = {}
+    num_requests: int = 0
+    outcome: Literal["under way", "recovered", "given up"] = "under way"
 
 
 class Health(msgspec.Struct, frozen=True, kw_only=True):

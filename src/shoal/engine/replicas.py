@@ -84,7 +84,7 @@ class ReplicatedEngine:
     def stats(self) -> EngineStats:
         replicas = {name: engine.stats() for name, engine in self._engines.items()}
         numbers = [
-            name for name in EngineStats.__struct_fields__ if name not in ("replicas", "workers")
+            name for name in EngineStats.__struct_fields__ if name not in ("replicas", "workers", "incidents")
         ]
         sums = {name: sum(getattr(one, name) for one in replicas.values()) for name in numbers}
         return EngineStats(**sums, replicas=replicas)

@@ -20,11 +20,14 @@ Role = Literal["rank", "stage", "link"]
 
 
 class Load(msgspec.Struct, frozen=True, kw_only=True, tag="load", forbid_unknown_fields=True):
-    """Hold this shard of a model. Answered by Loaded or Failed.
+    """Hold this shard of a model, and take a seat. Answered by Loaded or Failed.
 
-    `path` is where the model lies on the worker's machine; "" asks the head for its tensors.
-    `memory_share` is this worker's part of what its node gives to KV caches, `own_cores` whether
-    no other worker computes on the cores it uses.
+    What a worker holds of it already (a shard it has prepared, or held under an earlier head,
+    layers of another shard) is not read again. `path` is where the model lies on the worker's
+    machine; "" asks the head for its tensors. `memory_share` is this worker's part of what its
+    node gives to KV caches; `num_blocks`, if given, is what the cache of its replica has, to be
+    kept if memory allows. It computes with `num_threads` on `cores` (() leaves that to the
+    system); `own_cores` says whether no other worker computes on them.
     """
 
     config: EngineConfig
@@ -32,6 +35,20 @@ class Load(msgspec.Struct, frozen=True, kw_only=True, tag="load", forbid_unknown
     shard: Shard
     memory_share: float
     own_cores: bool
+    num_blocks: int | None = None
+    num_threads: int | None = None
+    cores: tuple[int, ...] = ()
+
+
+class Prepare(msgspec.Struct, frozen=True, kw_only=True, tag="prepare", forbid_unknown_fields=True):
+    """Read this shard's weights ahead of a Load, if memory allows. Answered by Prepared or Failed.
+
+    A spare may prepare several shards; its Load drops all but the one it names.
+    """
+
+    config: EngineConfig
+    path: str
+    shard: Shard
 
 
 class OpenCache(
@@ -98,12 +115,18 @@ class Hello(msgspec.Struct, frozen=True, kw_only=True, tag="hello", forbid_unkno
 
     On the "down" one only the head sends from now on, on the "up" one only the caller. `caller`
     is a worker's name or an operator's; `address` is where other workers reach a worker.
+
+    A worker that has lost its head, and calls the next one, says which `shards` it holds and the
+    newest `epoch` it has heard of.
     """
 
     service: Literal["worker", "weights", "operator"]
     direction: Literal["down", "up"]
     caller: str
     address: str = ""
+    pid: int = 0
+    shards: tuple[Shard, ...] = ()
+    epoch: int = 0
 
 
 class Fetching(
@@ -114,6 +137,20 @@ class Fetching(
     what: str
     done_bytes: int
     total_bytes: int | None
+
+
+class Alive(msgspec.Struct, frozen=True, kw_only=True, tag="alive", forbid_unknown_fields=True):
+    """Sent every HEARTBEAT_S by a thread of its own, whatever the worker computes."""
+
+
+class Prepared(
+    msgspec.Struct, frozen=True, kw_only=True, tag="prepared", forbid_unknown_fields=True
+):
+    """`held` is False when memory did not allow it; `reason` says how much was lacking."""
+
+    shard: Shard
+    held: bool
+    reason: str = ""
 
 
 class Loaded(msgspec.Struct, frozen=True, kw_only=True, tag="loaded", forbid_unknown_fields=True):
@@ -212,7 +249,17 @@ class HiddenStates(
     dtype: str
 
 
-ToWorker = Plan | Load | OpenCache | Form | MeasureNode | MeasureLink | Stop
+ToWorker = Plan | Load | Prepare | OpenCache | Form | MeasureNode | MeasureLink | Stop
 FromWorker = (
-    StepResult | Fetching | Loaded | CacheOpened | Heard | Formed | Measured | Failed | Usage
+    StepResult
+    | Alive
+    | Fetching
+    | Prepared
+    | Loaded
+    | CacheOpened
+    | Heard
+    | Formed
+    | Measured
+    | Failed
+    | Usage
 )
