@@ -69,12 +69,27 @@ class WorkerStats(msgspec.Struct, frozen=True, kw_only=True):
     rank_messages: int = 0
 
 
+RECOVERY_BOUNDS_S = (0.1, 0.25, 0.5, 0.75, 1.0, 1.5, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0)
+
+
+class RecoveryTally(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The incidents that have ended, since the start.
+
+    `ended` are (noticed by, outcome, number of them). Of those that recovered, `phase_seconds` adds
+    up the phases, and `num_within` counts those whose total is at most each of RECOVERY_BOUNDS_S.
+    """
+
+    ended: list[tuple[str, str, int]] = []
+    phase_seconds: dict[str, float] = {}
+    num_within: list[int] = []
+
+
 class EngineStats(msgspec.Struct, frozen=True, kw_only=True):
     """Gauges of now, then counters since the start.
 
     `replicas` is by name, and empty where there is but one; the numbers are then their sums.
     `workers` are those of a split model, and `epoch` counts how often they have formed anew;
-    `incidents` are the latest reasons, oldest first.
+    `incidents` are the latest reasons, oldest first, and `recoveries` counts all of them.
     """
 
     num_waiting: int = 0
@@ -92,6 +107,7 @@ class EngineStats(msgspec.Struct, frozen=True, kw_only=True):
     epoch: int = 0
     workers: list[WorkerStats] = []
     incidents: list[Incident] = []
+    recoveries: RecoveryTally = RecoveryTally()
     replicas: dict[str, EngineStats] = {}
 
 

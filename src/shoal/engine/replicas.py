@@ -21,6 +21,8 @@ from shoal.weights.tokenizer import Tokenizer
 
 log = logging.getLogger(__name__)
 
+_NOT_SUMS = ("replicas", "workers", "incidents", "recoveries")
+
 StreamT = TypeVar("StreamT", AsyncStream, SyncStream)
 
 _MAX_FULL_QUEUES = 4
@@ -83,9 +85,7 @@ class ReplicatedEngine:
 
     def stats(self) -> EngineStats:
         replicas = {name: engine.stats() for name, engine in self._engines.items()}
-        numbers = [
-            name for name in EngineStats.__struct_fields__ if name not in ("replicas", "workers", "incidents")
-        ]
+        numbers = [name for name in EngineStats.__struct_fields__ if name not in _NOT_SUMS]
         sums = {name: sum(getattr(one, name) for one in replicas.values()) for name in numbers}
         return EngineStats(**sums, replicas=replicas)
 

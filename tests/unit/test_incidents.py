@@ -1,0 +1,97 @@
+"""Incidents: counted once, told in plain English."""
+
+from __future__ import annotations
+
+import msgspec
+import pytest
+from msgspec import structs
+
+from shoal.engine.api import RECOVERY_BOUNDS_S, EngineStats, Incident
+from shoal.engine.story import told
+from shoal.engine.tally import IncidentCounter
+
+LOST = Incident(
+    number=1,
+    replica="r0",
+    cause="reset by the other side",
+    noticed_by="connection",
+    began_s=1_800_000_000.0,
+    epoch=4,
+    lost=["r0s1t0-5"],
+    decisions=["w7 starts on local", "epoch 5 begins"],
+    phases={"load": 0.31, "start": 0.02, "recompute": 0.25, "form": 0.04, "total": 0.62},
+    num_requests=12,
+    outcome="recovered",
+)
+
+
+def incident(**changes: object) -> Incident:
+    return structs.replace(LOST, **changes)
+
+
+def test_a_recovery_is_told_with_its_phases_in_order() -> None:
+    assert told(LOST) == (
+        "r0 lost r0s1t0-5 (its connection broke: reset by the other side): w7 starts on local, "
+        "then epoch 5 begins; 12 requests went on after 0.62 s "
+        "(start 0.02, load 0.31, form 0.04, recompute 0.25)"
+    )
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        (
+            {"noticed_by": "heartbeat", "cause": "", "decisions": [], "num_requests": 1},
+            "r0 lost r0s1t0-5 (no sign of life); 1 request went on after 0.62 s (start",
+        ),
+        (
+            {"lost": ["a", "b"], "noticed_by": "step deadline"},
+            "r0 lost a, b (a step took too long: reset",
+        ),
+        (
+            {"outcome": "under way", "phases": {}},
+            "; 12 requests wait, still under way",
+        ),
+        (
+            {"outcome": "given up", "phases": {"total": 60.0}, "num_requests": 0},
+            "; given up after 60.00 s, no request waited",
+        ),
+        (
+            {"outcome": "given up", "phases": {"total": 60.0}},
+            "; given up after 60.00 s, 12 requests were told to come again",
+        ),
+        (
+            {"lost": [], "noticed_by": "operator", "cause": "rack2 is drained"},
+            "r0 forms anew, asked by an operator (rack2 is drained): w7",
+        ),
+        ({"num_requests": 0, "phases": {"total": 0.1}}, "; ready again after 0.10 s, idle before"),
+    ],
+)
+def test_every_end_has_its_words(changes: dict[str, object], said: str) -> None:
+    assert said in told(incident(**changes))
+
+
+def test_all_incidents_are_counted() -> None:
+    counter = IncidentCounter()
+    for number in range(1, 6):
+        outcome = "given up" if number == 3 else "recovered"
+        phases = {"load": 0.5, "total": number / 2}
+        counter.add(incident(number=number, outcome=outcome, phases=phases))
+    tally = counter.tally
+    assert tally.ended == [("connection", "given up", 1), ("connection", "recovered", 4)]
+    assert tally.phase_seconds == {"load": 2.0, "total": 6.0}
+    within = dict(zip(RECOVERY_BOUNDS_S, tally.num_within, strict=True))
+    assert (within[0.25], within[0.5], within[1.0], within[2.5]) == (0, 1, 2, 4)
+
+
+def test_what_has_not_ended_is_not_counted() -> None:
+    with pytest.raises(AssertionError, match="incident 1 has not ended"):
+        IncidentCounter().add(incident(outcome="under way"))
+
+
+def test_stats_with_incidents_cross_the_wire() -> None:
+    counter = IncidentCounter()
+    counter.add(LOST)
+    stats = EngineStats(incidents=[LOST], recoveries=counter.tally)
+    assert msgspec.msgpack.decode(msgspec.msgpack.encode(stats), type=EngineStats) == stats
+    assert msgspec.json.decode(msgspec.json.encode(stats), type=EngineStats) == stats
