@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import contextmanager
 from threading import Thread
 from typing import Any
@@ -104,14 +104,19 @@ class FakeEngine:
         self.state = Health(ok=True, reason="", since_progress_s=0.5)
 
     def submit(
-        self, prompt_tokens: list[int], params: SamplingParams, *, priority: int = 0
+        self,
+        prompt_tokens: list[int],
+        params: SamplingParams,
+        *,
+        priority: int = 0,
+        emitted: Sequence[list[int] | None] = (),
     ) -> FakeStream:
         number = len(self.submitted)
         self.submitted.append((prompt_tokens, params, priority))
         if number in self.refusals:
             raise self.refusals[number]
         self._check(prompt_tokens)
-        stream = FakeStream(list(self._script(prompt_tokens, params)), self)
+        stream = FakeStream(list(self._script(prompt_tokens, params, emitted)), self)
         self.streams.append(stream)
         return stream
 
@@ -143,13 +148,21 @@ class FakeEngine:
                 param="prompt",
             )
 
-    def _script(self, prompt: list[int], params: SamplingParams) -> Iterator[Delta | Exception]:
+    def _script(
+        self,
+        prompt: list[int],
+        params: SamplingParams,
+        emitted: Sequence[list[int] | None],
+    ) -> Iterator[Delta | Exception]:
         for index in range(params.n):
+            said = emitted[index] if emitted else []
+            if said is None:
+                continue
             token_ids = list(self.answers[index % len(self.answers)].encode())
             limit = params.max_tokens or CONTEXT
             cut = len(token_ids) > limit
             token_ids = token_ids[:limit]
-            for position, token_id in enumerate(token_ids):
+            for position, token_id in list(enumerate(token_ids))[len(said) :]:
                 last = position == len(token_ids) - 1
                 yield Delta(
                     index=index,

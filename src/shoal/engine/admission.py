@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from shoal.compute.sampler import sample_seed
 from shoal.engine.api import ModelInfo
-from shoal.errors import ContextTooLong, InvalidRequest, UnsupportedByModel
+from shoal.errors import ContextTooLong, InternalError, InvalidRequest, UnsupportedByModel
 from shoal.request import Request, SamplingParams
 
 
@@ -20,8 +20,11 @@ def generation_requests(
     seed: int,
     priority: int,
     arrival_s: float,
-) -> list[Request]:
-    """One request per sample, in a group that shares the prompt.
+    emitted: Sequence[list[int] | None] = (),
+) -> dict[int, Request]:
+    """One request per sample, by its index, in a group that shares the prompt.
+
+    `emitted` is as in `AsyncEngine.submit`: a sample that has ended gets no request.
 
     Raises InvalidRequest, ContextTooLong, UnsupportedByModel.
     """
@@ -48,8 +51,8 @@ def generation_requests(
             param="min_tokens",
             code="context_length_exceeded",
         )
-    return [
-        Request(
+    return {
+        index: Request(
             request_id=first_id + index,
             prompt_tokens=prompt_tokens,
             params=params,
@@ -59,9 +62,11 @@ def generation_requests(
             priority=priority,
             arrival_s=arrival_s,
             group=first_id if params.n > 1 else None,
+            emitted_tokens=tokens,
         )
-        for index in range(params.n)
-    ]
+        for index, tokens in enumerate(_emitted(emitted, params.n, info))
+        if tokens is not None
+    }
 
 
 def pooling_request(
@@ -85,6 +90,20 @@ def pooling_request(
         pooling=True,
         splittable=info.can_generate,
     )
+
+
+def _emitted(
+    emitted: Sequence[list[int] | None], num_samples: int, info: ModelInfo
+) -> Sequence[list[int] | None]:
+    if not emitted:
+        return [[] for _ in range(num_samples)]
+    if len(emitted) != num_samples:
+        raise InternalError(
+            f"tokens emitted by {len(emitted)} samples came with a request for {num_samples}"
+        )
+    for tokens in emitted:
+        _check_ids("emitted", tokens or (), info)
+    return emitted
 
 
 def _check_prompt(prompt_tokens: list[int], info: ModelInfo, *, num_answer: int) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from typing import TYPE_CHECKING, Literal, Protocol
 
 import msgspec
@@ -160,9 +160,18 @@ class AsyncEngine(Protocol):
     def tokenizer(self) -> Tokenizer: ...
 
     def submit(
-        self, prompt_tokens: list[int], params: SamplingParams, *, priority: int = 0
+        self,
+        prompt_tokens: list[int],
+        params: SamplingParams,
+        *,
+        priority: int = 0,
+        emitted: Sequence[list[int] | None] = (),
     ) -> Stream:
         """Queue `params.n` samples of a prompt.
+
+        `emitted` is by sample what it emitted in an earlier life, None if it had ended: with the
+        same `params.seed`, its stream goes on after it as if nothing had happened. Empty for a
+        new request.
 
         Raises InvalidRequest (empty prompt, token id outside the vocabulary), ContextTooLong,
         UnsupportedByModel (an encoder cannot generate), QueueFull, EngineStopped.

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 
 from shoal.engine.admission import generation_requests, pooling_request
 from shoal.engine.api import Delta, EngineStats, Health, ModelInfo
@@ -71,8 +71,10 @@ class Engine:
         *,
         seed: int,
         priority: int = 0,
+        emitted: Sequence[list[int] | None] = (),
     ) -> Job:
-        """Queue every sample of a prompt. `deliver` is called from the stepping thread.
+        """Queue every sample of a prompt. `deliver` is called from the stepping thread, or for
+        what `emitted` had ended already, from this one.
 
         Raises InvalidRequest, ContextTooLong, UnsupportedByModel, QueueFull, EngineStopped.
         """
@@ -85,6 +87,7 @@ class Engine:
             seed=seed,
             priority=priority,
             arrival_s=time.monotonic(),
+            emitted=emitted,
         )
         return self._enqueue(requests, deliver)
 
@@ -99,7 +102,7 @@ class Engine:
             priority=priority,
             arrival_s=time.monotonic(),
         )
-        return self._enqueue([request], deliver)
+        return self._enqueue({0: request}, deliver)
 
     def cancel(self, job: Job) -> None:
         """End what is left of a job; all that its submitter still hears is the end."""
@@ -262,21 +265,27 @@ class Engine:
             self._next_id += number
             return first_id
 
-    def _enqueue(self, requests: list[Request], deliver: Deliver) -> Job:
+    def _enqueue(self, requests: Mapping[int, Request], deliver: Deliver) -> Job:
         job = Job(deliver)
-        samples = [
+        every = [
             Sample(job, index, request, self._detokenizer(request.params))
-            for index, request in enumerate(requests)
+            for index, request in requests.items()
         ]
+        ends = {sample.index: sample.resume() for sample in every}
+        samples = [sample for sample in every if ends[sample.index] is None]
         with self._lock:
             if self._stopped is not None:
                 raise EngineStopped(self._stopped)
             if not self._samples:
                 self._last_progress_s = time.monotonic()
-            self._scheduler.add_all(requests)
+            self._scheduler.add_all([sample.request for sample in samples])
             for sample in samples:
                 self._samples[sample.request.request_id] = sample
                 job.open_ids.add(sample.request.request_id)
+            for end in filter(None, ends.values()):
+                deliver(end)
+            if not samples:
+                deliver(None)
             self._work_came.notify()
         return job
 

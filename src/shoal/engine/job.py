@@ -36,6 +36,19 @@ class Sample:
     detokenizer: Detokenizer
     num_tokens: int = 0
 
+    def resume(self) -> Delta | None:
+        """Read again what was emitted in an earlier life; the end, if that had come already."""
+        for token_id in self.request.emitted_tokens:
+            self.num_tokens += 1
+            if self._ends_with(token_id):
+                return self._ending(FinishReason.STOP, token_id)
+            self._push(token_id)
+            if self.detokenizer.stop_match is not None:
+                return self._ending(FinishReason.STOP, None)
+        if self.num_tokens and self.num_tokens >= self.request.max_tokens:
+            return self._ending(FinishReason.LENGTH, None)
+        return None
+
     def delta(self, event: Event) -> Delta:
         """The client's view of an event. Its `finish_reason` may be a stop string's, which the
         scheduler does not know of yet."""
@@ -63,6 +76,19 @@ class Sample:
     def _is_first(self) -> bool:
         """Whether the token just counted is the first of the job's first sample."""
         return self.index == 0 and self.num_tokens == 1
+
+    def _ends_with(self, token_id: int) -> bool:
+        return (
+            token_id in self.request.stop_ids and self.num_tokens > self.request.params.min_tokens
+        )
+
+    def _ending(self, reason: FinishReason, stop_token: int | None) -> Delta:
+        return Delta(
+            index=self.index,
+            text=self.detokenizer.flush(),
+            finish_reason=reason,
+            stop_match=self._stop_match(stop_token),
+        )
 
     def _push(self, token_id: int) -> str:
         may_stop = self.num_tokens > self.request.params.min_tokens

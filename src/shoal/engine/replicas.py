@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import ExitStack
 from functools import partial
 from typing import TypeVar
@@ -56,12 +56,19 @@ class ReplicatedEngine:
         return next(iter(self._engines.values())).tokenizer
 
     def submit(
-        self, prompt_tokens: list[int], params: SamplingParams, *, priority: int = 0
+        self,
+        prompt_tokens: list[int],
+        params: SamplingParams,
+        *,
+        priority: int = 0,
+        emitted: Sequence[list[int] | None] = (),
     ) -> AsyncStream:
         """Raises QueueFull when the replicas with the most room are full."""
 
         def submit_to(engine: ServingEngine, on_end: OnEnd) -> AsyncStream:
-            return engine.submit(prompt_tokens, params, priority=priority, on_end=on_end)
+            return engine.submit(
+                prompt_tokens, params, priority=priority, emitted=emitted, on_end=on_end
+            )
 
         return self._submit(prompt_tokens, params.n, submit_to)
 

@@ -6,6 +6,7 @@ import asyncio
 import logging
 import secrets
 import threading
+from collections.abc import Sequence
 
 from shoal.engine.api import EngineStats, Health, ModelInfo
 from shoal.engine.engine import Engine
@@ -40,13 +41,19 @@ class ServingEngine:
         params: SamplingParams,
         *,
         priority: int = 0,
+        emitted: Sequence[list[int] | None] = (),
         on_end: OnEnd = unwatched,
     ) -> AsyncStream:
         """For the running event loop. Raises as `AsyncEngine.submit` says."""
         stream = AsyncStream(self._engine)
         deliver = telling(self._by_post(stream), on_end)
         stream.job = self._engine.submit(
-            prompt_tokens, params, deliver, seed=_seed(params), priority=priority
+            prompt_tokens,
+            params,
+            deliver,
+            seed=_seed(params),
+            priority=priority,
+            emitted=emitted,
         )
         return stream
 

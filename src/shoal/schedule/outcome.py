@@ -36,15 +36,15 @@ def apply_result(sequence: Sequence, chunk: Chunk, result: ChunkResult) -> Event
 
     prompt_done = not sequence.prompt_computed and sequence.num_computed >= sequence.num_prompt
     sequence.prompt_computed |= prompt_done
-    if result.token_id is None and not prompt_done:
+    if result.token_id is None and (not prompt_done or sequence.request.emitted_tokens):
         return None
-    asked_for_scores = sequence.request.params.prompt_logprobs is not None
+    scored = sequence.reports_prompt_logprobs
     return Event(
         request_id=sequence.request_id,
         token_id=result.token_id,
         logprobs=result.logprobs,
         finish_reason=_finish_reason(sequence, result.token_id),
-        prompt_logprobs=sequence.prompt_logprobs if prompt_done and asked_for_scores else None,
+        prompt_logprobs=sequence.prompt_logprobs if prompt_done and scored else None,
         pooled=sequence.pooled if prompt_done and chunk.pooling else None,
         num_cached_tokens=sequence.num_cached_tokens or 0,
     )

@@ -51,7 +51,7 @@ class Sequence:
         return cls(
             request=request,
             chain=chain,
-            tokens=request.prompt_tokens.copy(),
+            tokens=request.prompt_tokens + request.emitted_tokens,
             rank=(request.priority, request.arrival_s, request.request_id),
             banned_ids=tuple(sorted(request.stop_ids)) if request.params.min_tokens else (),
         )
@@ -93,8 +93,13 @@ class Sequence:
     @property
     def needs_prompt_logprobs(self) -> bool:
         """Whether log-probabilities of prompt tokens are still to be collected."""
-        wanted = self.request.params.prompt_logprobs is not None
-        return wanted and len(self.prompt_logprobs) < self.num_prompt - 1
+        return self.reports_prompt_logprobs and len(self.prompt_logprobs) < self.num_prompt - 1
+
+    @property
+    def reports_prompt_logprobs(self) -> bool:
+        """They come with the first token, which may have been emitted in an earlier life."""
+        request = self.request
+        return request.params.prompt_logprobs is not None and not request.emitted_tokens
 
     @property
     def may_skip_prefix(self) -> bool:
