@@ -308,7 +308,7 @@ class Scheduler:
         if sequence.num_cached_tokens is None:
             sequence.num_cached_tokens = sequence.num_computed
             self._tally.prompt_tokens += sequence.num_prompt
-            self._tally.prefix_hit_tokens += sequence.num_computed
+            self._tally.prefix_hit_tokens += min(sequence.num_computed, sequence.num_prompt)
 
     def _take_off(self, flight: Flight, sequence: Sequence, num_tokens: int) -> None:
         chunk = make_chunk(sequence, num_tokens, self.limits.block_size)
