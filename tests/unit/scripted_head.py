@@ -17,7 +17,7 @@ import torch
 from shoal.config import EngineConfig
 from shoal.messages import Chunk, Plan, Sampling
 from shoal.parallel.channel import Channel
-from shoal.parallel.control import Form, FromWorker, Greeting, Heard, Hello, Load, ToWorker, Usage
+from shoal.parallel.control import Alive, Form, FromWorker, Greeting, Hello, Load, ToWorker, Usage
 from shoal.parallel.endpoint import LocalOnly, dial, listen
 from shoal.parallel.partition import Shard
 from shoal.worker import process
@@ -72,11 +72,11 @@ class ScriptedWorker:
         self.commands.send(msgspec.msgpack.encode(message))
 
     def hear(self, kind: type[T], *, within_s: float = WAIT_S) -> T:
-        """The next report, usage aside, which must be of this kind."""
+        """The next report, heartbeats and usage aside, which must be of this kind."""
         while True:
             header, _ = self.reports.receive(within_s)
             message = msgspec.msgpack.decode(header, type=FromWorker)
-            if isinstance(message, Heard):
+            if isinstance(message, Alive):
                 continue
             if not isinstance(message, Usage) or kind is Usage:
                 assert isinstance(message, kind), f"{message} instead of a {kind.__name__}"

@@ -23,9 +23,10 @@ from shoal.cluster.proposal import Proposal
 from shoal.cluster.svg import as_svg
 from shoal.compute.linear import Scheme
 from shoal.errors import ConfigError, PlacementError
-from shoal.fleet.costing import cost_of, model_cost
+from shoal.fleet.costing import cost_of
 from shoal.models.config import decoder_config
 from shoal.parallel.partition import whole_shard
+from shoal.weights.model_cost import model_cost
 from shoal.weights.source import open_source, resolve
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "cluster.json"

@@ -34,10 +34,10 @@ class Decoder:
     ) -> None:
         self.config = config
         self.shard = shard
-        self._layers = layers
-        self._embedding = embedding
-        self._final_norm = final_norm
-        self._head = head
+        self.layers = layers
+        self.embedding = embedding
+        self.final_norm = final_norm
+        self.head = head
         # Rounded to the dtype before it multiplies, as the models were trained.
         self._embedding_scale = torch.tensor(config.embedding_scale, dtype=dtype).item()
         ropes = [layer.rope for layer in config.layers[shard.layers.as_slice()]]
@@ -47,7 +47,7 @@ class Decoder:
 
     def embed(self, tokens_T: torch.Tensor) -> torch.Tensor:
         """Token ids [T] to the first layer's input [T, E]."""
-        x_TE = _held(self._embedding, "embedding", self.shard)(tokens_T)
+        x_TE = _held(self.embedding, "embedding", self.shard)(tokens_T)
         return x_TE if self._embedding_scale == 1.0 else x_TE * self._embedding_scale
 
     def __call__(
@@ -55,20 +55,20 @@ class Decoder:
     ) -> torch.Tensor:
         """Run this shard's layers over the step's tokens [T, E] at `positions_T`."""
         rotations = [rotary(positions_T) for rotary in self._rotary]
-        for layer, rope in zip(self._layers, self._rope_of_layer, strict=True):
+        for layer, rope in zip(self.layers, self._rope_of_layer, strict=True):
             x_TE = layer(x_TE, rotations[rope], attend)
         return x_TE
 
     def norm(self, x_TE: torch.Tensor) -> torch.Tensor:
         """The final norm over the last layer's output."""
-        return _held(self._final_norm, "final norm", self.shard)(x_TE)
+        return _held(self.final_norm, "final norm", self.shard)(x_TE)
 
     def logits(self, x_NE: torch.Tensor) -> torch.Tensor | None:
         """Float32 logits [N, V] of normed hidden states, soft cap included.
 
         Tensor ranks compute a part of the vocabulary each; rank 0 has them all, others None.
         """
-        head_logits_NV = _held(self._head, "head", self.shard)(x_NE)
+        head_logits_NV = _held(self.head, "head", self.shard)(x_NE)
         if head_logits_NV is None:
             return None
         logits_NV = head_logits_NV.float()

@@ -73,6 +73,14 @@ def fetch_shard(
     return msgspec.structs.replace(files, held=held)
 
 
+def model_version(
+    down: Channel, up: Channel, report: Progress = silent, *, timeout_s: float = 60.0
+) -> str:
+    """What tells the head's copy of the model from any other. Raises as `fetch_shard` does."""
+    _, _, version = _Fetcher(down, up, timeout_s).index(report)
+    return version
+
+
 class _Fetcher:
     def __init__(self, down: Channel, up: Channel, timeout_s: float) -> None:
         self._down = down

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
+from typing import TypeVar
+
 import torch
 
 from shoal.compute.affine import Affine4
@@ -20,12 +23,21 @@ from shoal.weights.parts import Parts
 from shoal.weights.tensors import TensorSource
 
 Table = torch.Tensor | Affine4
+Part = TypeVar("Part")
 
 
 def load_decoder(
-    source: TensorSource, shard: Shard, *, scheme: Scheme, communicator: Communicator
+    source: TensorSource,
+    shard: Shard,
+    *,
+    scheme: Scheme,
+    communicator: Communicator,
+    held: Sequence[Decoder] = (),
 ) -> Decoder:
     """The shard's part of a decoder; its tensor ranks add up through the communicator.
+
+    What decoders in `held` have of it is not read again but shared with them: they are of the same
+    model and scheme, and those of the same rank were made with the same communicator.
 
     Raises UnsupportedModel, and SourceError listing every tensor that is missing, spare or
     misshapen, before any data is read.
@@ -35,7 +47,8 @@ def load_decoder(
     names = inventory.decoder_names(source, config)
     inventory.check(source, inventory.decoder_shapes(config), names, needed_parts(config, shard))
     parts = Parts(source, names, scheme)
-    return _DecoderBuilder(config, shard, parts, scheme, communicator).decoder()
+    alike = [each for each in held if _is_same_slice(each.shard, shard)]
+    return _DecoderBuilder(config, shard, parts, scheme, communicator, alike).decoder()
 
 
 def load_encoder(source: TensorSource, *, scheme: Scheme) -> Encoder:
@@ -63,12 +76,14 @@ class _DecoderBuilder:
         parts: Parts,
         scheme: Scheme,
         communicator: Communicator,
+        held: Sequence[Decoder],
     ) -> None:
         self.config = config
         self.shard = shard
         self.parts = parts
         self.scheme = scheme
         self.communicator = communicator
+        self.held = held
         # The ranks' outputs are added up: only one of them may carry the bias.
         self.adds_bias = shard.rank == 0
 
@@ -79,26 +94,45 @@ class _DecoderBuilder:
             self.config,
             self.shard,
             dtype=self.scheme.dtype,
-            layers=[self.layer(layer) for layer in layers],
+            layers=[self.held_layer(layer) or self.layer(layer) for layer in layers],
             embedding=embedding,
-            final_norm=self.norm(inventory.FINAL_NORM) if self.shard.is_last else None,
+            final_norm=self.final_norm() if self.shard.is_last else None,
             head=head,
         )
 
+    def final_norm(self) -> RMSNorm:
+        held = _first(each.final_norm for each in self.held)
+        return held or self.norm(inventory.FINAL_NORM)
+
+    def held_layer(self, layer: int) -> DecoderLayer | None:
+        for decoder in self.held:
+            span = decoder.shard.layers
+            if span.start <= layer < span.stop:
+                return decoder.layers[layer - span.start]
+        return None
+
     def ends(self) -> tuple[Embedding | None, Head | None]:
-        """The embedding of the first shard and the head of the last; tied ones share a table."""
+        """The embedding of the first shard and the head of the last."""
         shard, is_tied = self.shard, self.config.tied_head
-        table = None
-        if shard.is_first or (shard.is_last and is_tied):
-            table = self.table(inventory.EMBEDDING)
-        embedding = None
-        if shard.is_first and table is not None:
-            embedding = self.embedding(table)
-        if not shard.is_last:
-            return embedding, None
-        if table is None or not is_tied:
-            table = self.table(inventory.HEAD)
-        return embedding, self.head(table)
+        if shard.is_first and shard.is_last and is_tied:
+            return self.tied_ends()
+        embedding, head = None, None
+        if shard.is_first:
+            embedding = _first(each.embedding for each in self.held)
+            embedding = embedding or self.embedding(self.table(inventory.EMBEDDING))
+        if shard.is_last:
+            head = _first(each.head for each in self.held)
+            name = inventory.EMBEDDING if is_tied else inventory.HEAD
+            head = head or self.head(self.table(name))
+        return embedding, head
+
+    def tied_ends(self) -> tuple[Embedding, Head]:
+        """Both from one reading, so that they share the table."""
+        for decoder in self.held:
+            if decoder.embedding is not None and decoder.head is not None:
+                return decoder.embedding, decoder.head
+        table = self.table(inventory.EMBEDDING)
+        return self.embedding(table), self.head(table)
 
     def embedding(self, table: Table) -> Embedding:
         rows = make_embedding(table, self.scheme)
@@ -178,6 +212,14 @@ class _DecoderBuilder:
         if not self.config.norm_offset:
             return self.parts.vector(name)
         return self.parts.vector(name, torch.float32) + self.config.norm_offset
+
+
+def _first(parts: Iterable[Part | None]) -> Part | None:
+    return next((part for part in parts if part is not None), None)
+
+
+def _is_same_slice(one: Shard, other: Shard) -> bool:
+    return (one.slice, one.rank, one.num_ranks) == (other.slice, other.rank, other.num_ranks)
 
 
 def _part(span: Span, size: int) -> Span | None:

@@ -8,6 +8,7 @@ import torch
 from shoal.errors import OutOfMemory
 from shoal.models.config import DecoderConfig
 from shoal.parallel.partition import Shard
+from shoal.worker.node_memory import usable_memory_bytes
 
 # The default takes this share of the memory that is free, and no more than the cap: enough for
 # tens of thousands of tokens of a small model, and touched in full at the start.
@@ -51,13 +52,18 @@ def num_blocks_for(
     block_size: int,
     kv_memory_bytes: int | None,
     memory_share: float = 1.0,
+    wanted: int | None = None,
 ) -> int:
     """How many blocks the given memory holds, or a share of what is free now.
 
-    `memory_share` is this worker's part of either, when several share a machine. Raises
-    OutOfMemory when that is not even one block.
+    `memory_share` is this worker's part of either, when several share a machine. `wanted` is how
+    many the others of the replica have: it is kept if memory allows, whatever was given; if not,
+    the worker's part of all that can be used holds fewer. Raises OutOfMemory when that is not even
+    one block.
     """
     block_bytes = block_size * slot_bytes(config, shard, dtype)
+    if wanted is not None:
+        return _as_wanted(wanted, block_bytes, memory_share)
     available = psutil.virtual_memory().available
     budget = kv_memory_bytes or min(int(available * _FREE_SHARE), _DEFAULT_CAP_BYTES)
     budget = int(budget * memory_share)
@@ -72,3 +78,17 @@ def num_blocks_for(
             f"{block_bytes:,} bytes; raise --kv-memory"
         )
     return budget // block_bytes
+
+
+def _as_wanted(wanted: int, block_bytes: int, memory_share: float) -> int:
+    usable = usable_memory_bytes()
+    if wanted * block_bytes <= usable:
+        return wanted
+    held = int(usable * memory_share) // block_bytes
+    if held == 0:
+        raise OutOfMemory(
+            f"no block of KV cache, which takes {block_bytes:,} bytes, fits this worker's part "
+            f"({memory_share:.0%}) of the {usable / 2**20:,.0f} MiB that can be used; free memory "
+            "on this machine"
+        )
+    return min(held, wanted)
