@@ -16,6 +16,7 @@ WireFormat = Literal["exact", "int8"]
 Transport = Literal["auto", "shared-memory", "sockets", "gloo", "nccl"]
 
 HEARTBEAT_S = 0.2
+DEAD_AFTER_S = 1.25
 LEAST_DEAD_AFTER_S = 0.5
 
 _UNIT_BYTES = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}
@@ -75,7 +76,7 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     prefix_caching: bool = True
     num_threads: int | None = None
     stall_s: float = 30.0
-    dead_after_s: float = 1.25
+    dead_after_s: float = DEAD_AFTER_S
     recovery_timeout_s: float = 60.0
     spares: int = 0
     hold_s: float = 0.0

@@ -77,7 +77,10 @@ class EngineStopped(RetryError):
 
 
 class PeerLost(RetryError):
+    """`noticed_by` says how it came to light: see `engine.api.Incident`."""
+
     status = 503
+    noticed_by = "connection"
 
 
 class OperatorError(ShoalError):

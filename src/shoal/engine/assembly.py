@@ -21,8 +21,10 @@ def assemble(
     capacity: Capacity,
     tokenizer: Tokenizer,
     info: ModelInfo,
+    *,
+    replica: str = "r0",
 ) -> ServingEngine:
-    """An engine over an executor that is ready for epoch 0."""
+    """An engine over an executor that is ready for the epoch of its `capacity`."""
     # An encoder's prompts cannot be cut into chunks: a step must hold the longest.
     whole_prompt = 0 if info.can_generate else info.max_context
     scheduler = Scheduler(
@@ -34,8 +36,19 @@ def assemble(
         max_waiting=config.max_waiting,
         prefix_caching=config.prefix_caching and info.can_generate,
         max_in_flight=capacity.max_in_flight,
+        epoch=capacity.epoch,
     )
-    return ServingEngine(Engine(scheduler, executor, tokenizer, info, stall_s=config.stall_s))
+    engine = Engine(
+        scheduler,
+        executor,
+        tokenizer,
+        info,
+        stall_s=config.stall_s,
+        recovery_timeout_s=config.recovery_timeout_s,
+        replica=replica,
+        epoch=capacity.epoch,
+    )
+    return ServingEngine(engine)
 
 
 def model_info(

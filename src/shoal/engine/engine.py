@@ -13,9 +13,11 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from shoal.engine.admission import generation_requests, pooling_request
 from shoal.engine.api import Delta, EngineStats, Health, ModelInfo
+from shoal.engine.chronicle import Chronicle
 from shoal.engine.detokenizer import Detokenizer
 from shoal.engine.executor import Executor
 from shoal.engine.job import Deliver, Item, Job, Sample, unit_mean
+from shoal.engine.recovery import Recovery
 from shoal.errors import EngineStopped, InternalError, PeerLost, ShoalError
 from shoal.messages import Event, StepResult
 from shoal.request import Request, SamplingParams
@@ -24,14 +26,18 @@ from shoal.weights.tokenizer import Tokenizer
 
 log = logging.getLogger(__name__)
 
-_RECOVERY_ATTEMPTS = 5
 # So many losses without a finished step in between are no bad luck: a step kills its workers, or
 # takes longer than they are given.
 _HOPELESS_LOSSES = 5
+_RETRY_AFTER_S = 5.0
 
 
 class Engine:
-    """Requests in, deltas out. `stall_s`: how long work may wait without a finished step."""
+    """Requests in, deltas out. `stall_s`: how long work may wait without a finished step.
+
+    While workers are lacking requests wait, for `recovery_timeout_s`; then they are told to come
+    again, and so are new ones, until there are workers.
+    """
 
     def __init__(
         self,
@@ -41,7 +47,11 @@ class Engine:
         info: ModelInfo,
         *,
         stall_s: float = 30.0,
+        recovery_timeout_s: float = 60.0,
+        replica: str = "r0",
+        epoch: int = 0,
     ) -> None:
+        """`epoch` is the one that executor and scheduler are in."""
         self.info = info
         self.tokenizer = tokenizer
         self._scheduler = scheduler
@@ -52,14 +62,18 @@ class Engine:
         self._next_id = 1
         self._samples: dict[int, Sample] = {}
         self._num_in_flight = 0
-        self._epoch = 0
+        self._epoch = epoch
         self._stopped: str | None = None
-        self._restart_wanted = False
+        self._recovery_timeout_s = recovery_timeout_s
+        self._chronicle = Chronicle(replica)
+        self._refusal: str | None = None
+        """Why new requests are refused for now."""
         self._losses_in_a_row = 0
         self._last_progress_s = time.monotonic()
         self._num_steps = 0
         self._step_s = 0.0
         self._schedule_s = 0.0
+        executor.watch(self._wake)
 
     # ---- from any thread ------------------------------------------------------------------
 
@@ -116,12 +130,6 @@ class Engine:
             job.deliver(None)
             self._work_came.notify()
 
-    def restart(self) -> None:
-        """Have the executor restart once no plan is under way; requests go on afterwards."""
-        with self._lock:
-            self._restart_wanted = True
-            self._work_came.notify()
-
     def stop(self, reason: str) -> None:
         """Refuse new work and end what is open with an error that says to try again."""
         with self._lock:
@@ -151,6 +159,8 @@ class Engine:
                 schedule_seconds=self._schedule_s,
                 epoch=self._epoch,
                 workers=self._executor.workers(),
+                incidents=self._chronicle.incidents(),
+                recoveries=self._chronicle.tally,
             )
 
     def health(self) -> Health:
@@ -158,6 +168,8 @@ class Engine:
         since_s = time.monotonic() - self._last_progress_s if self._samples else 0.0
         if self._stopped is not None:
             return Health(ok=False, reason=self._stopped, since_progress_s=since_s)
+        if self._refusal is not None:
+            return Health(ok=False, reason=self._refusal, since_progress_s=since_s)
         if since_s > self._stall_s:
             reason = f"work waits but no step has finished for {since_s:.0f} s"
             return Health(ok=False, reason=reason, since_progress_s=since_s)
@@ -177,22 +189,30 @@ class Engine:
     def step(self) -> None:
         """Plan as far as may be in flight, wait for the oldest result, publish it."""
         try:
-            if self._restart_wanted and not self._num_in_flight:
-                self._begin_epoch()
+            self._step()
+        except EngineStopped:
+            if self._stopped is None:
+                raise
+
+    def _step(self) -> None:
+        try:
+            if self._executor.wants_restart and not self._num_in_flight:
+                self._begin_epoch("other workers are to go on", "operator")
             else:
                 self._advance()
         except PeerLost as error:
             self._losses_in_a_row += 1
             if self._losses_in_a_row >= _HOPELESS_LOSSES:
                 self._abandon(error)
-                return
-            log.warning("%s; its requests are computed again", error)
-            self._recover()
+            else:
+                self._begin_epoch(error.message, error.noticed_by)
+        except EngineStopped:
+            raise
         except Exception as error:
             self._abandon(error)
 
     def _has_work(self) -> bool:
-        return self._restart_wanted or self._scheduler.has_work
+        return self._executor.wants_restart or self._scheduler.has_work
 
     def _advance(self) -> None:
         start_s = time.perf_counter()
@@ -211,13 +231,14 @@ class Engine:
         self._schedule_s += (planned_s - start_s) + (done_s - computed_s)
 
     def _submit_plans(self) -> None:
-        while not self._restart_wanted and self._num_in_flight < self._executor.max_in_flight:
+        executor = self._executor
+        while not executor.wants_restart and self._num_in_flight < executor.max_in_flight:
             with self._lock:
                 plan = self._scheduler.plan(time.monotonic())
             if plan is None:
                 return
             # Without the lock: workers that do not read must not keep clients waiting too.
-            self._executor.submit(plan)
+            executor.submit(plan)
             self._num_in_flight += 1
 
     def _publish(self, result: StepResult) -> None:
@@ -231,6 +252,8 @@ class Engine:
                 self._fail([event.request_id], InternalError(message))
         self._last_progress_s = time.monotonic()
         self._losses_in_a_row = 0
+        if self._chronicle.open and any(part.token_id is not None for part in result.results):
+            self._chronicle.end("recovered")
 
     def _publish_event(self, event: Event) -> None:
         sample = self._samples.get(event.request_id)
@@ -276,6 +299,8 @@ class Engine:
         with self._lock:
             if self._stopped is not None:
                 raise EngineStopped(self._stopped)
+            if self._refusal is not None:
+                raise self._unavailable(self._refusal)
             if not self._samples:
                 self._last_progress_s = time.monotonic()
             self._scheduler.add_all([sample.request for sample in samples])
@@ -300,39 +325,56 @@ class Engine:
         with self._lock:
             message = f"the step that computed this request failed: {error}"
             self._fail(self._scheduler.running_ids, InternalError(message))
-        self._recover()
+        self._begin_epoch(str(error), "report")
 
-    def _recover(self) -> None:
-        """Every attempt has its own epoch: what is left of the one before is not taken for it."""
-        for attempt in range(1, _RECOVERY_ATTEMPTS + 1):
-            if self._stopped is not None:
-                return  # there is nothing left to compute
-            try:
-                self._begin_epoch()
-                return
-            except ShoalError as error:
-                if isinstance(error, PeerLost) and attempt < _RECOVERY_ATTEMPTS:
-                    log.warning("%s; trying again", error)
-                    continue
-                log.exception("the workers cannot be brought back")
-                self.stop(f"the workers cannot be brought back: {error}")
-                return
+    # ---- recovering -----------------------------------------------------------------------
 
-    def _begin_epoch(self) -> None:
+    def _begin_epoch(self, cause: str, noticed_by: str) -> None:
         """Every running request goes back to the queue with the tokens it has emitted."""
+        recovery = self._chronicle.begin(
+            cause,
+            noticed_by,
+            num_requests=len(self._samples),
+            meanwhile=self._while_recovering,
+        )
         with self._lock:
-            self._restart_wanted = False
             self._num_in_flight = 0
             self._epoch += 1
             self._scheduler.new_epoch(self._epoch, cache_lost=True)
-        capacity = self._executor.restart(self._epoch)
+        capacity = self._executor.restart(self._epoch, recovery)
         with self._lock:
+            self._epoch = capacity.epoch
             too_long = self._scheduler.resize(
-                num_blocks=capacity.num_blocks, max_in_flight=capacity.max_in_flight
+                num_blocks=capacity.num_blocks,
+                max_in_flight=capacity.max_in_flight,
+                epoch=capacity.epoch,
             )
             room = f"{capacity.num_blocks} blocks"
             self._fail(too_long, EngineStopped(f"the KV cache shrank to {room}: too few for this"))
+            self._refusal = None
             self._last_progress_s = time.monotonic()
+        self._chronicle.formed(self._epoch)
+        if not self._scheduler.has_work:
+            self._chronicle.end("recovered")
+
+    def _while_recovering(self, recovery: Recovery) -> None:
+        """Raises EngineStopped when nobody waits for workers any more."""
+        if self._stopped is not None:
+            raise EngineStopped(self._stopped)
+        if recovery.since_s < self._recovery_timeout_s:
+            return
+        reason = f"no workers since {recovery.since_s:.0f} s: {recovery.trouble}"
+        self._chronicle.end("given up")
+        with self._lock:
+            self._refusal = f"{reason}; they are still looked for: try again later"
+            self._fail(list(self._samples), self._unavailable(self._refusal))
+
+    def _unavailable(self, reason: str) -> EngineStopped:
+        return EngineStopped(reason, retry_after_s=_RETRY_AFTER_S, code="no_workers")
+
+    def _wake(self) -> None:
+        with self._lock:
+            self._work_came.notify()
 
     def _fail(self, request_ids: Iterable[int], error: ShoalError) -> None:
         jobs = {id(s.job): s.job for i in request_ids if (s := self._samples.get(i)) is not None}

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Protocol
 
 import msgspec
 
 from shoal.engine.api import WorkerStats
+from shoal.engine.recovery import Recovery
 from shoal.messages import Plan, StepResult
 from shoal.worker.worker import Worker
 
 
 class Capacity(msgspec.Struct, frozen=True, kw_only=True):
-    """What an executor offers: blocks of KV cache, and plans under way at a time."""
+    """What an executor offers from `epoch` on: blocks of KV cache, plans under way at a time."""
 
     num_blocks: int
     max_in_flight: int
+    epoch: int = 0
 
 
 class Executor(Protocol):
@@ -26,6 +29,15 @@ class Executor(Protocol):
 
     max_in_flight: int
 
+    @property
+    def wants_restart(self) -> bool:
+        """A worker is lost, or others are ready to take over."""
+        ...
+
+    def watch(self, wake: Callable[[], None]) -> None:
+        """`wake` is to be called, from any thread, when `wants_restart` may have become true."""
+        ...
+
     def submit(self, plan: Plan) -> None: ...
 
     def collect(self) -> StepResult:
@@ -35,12 +47,12 @@ class Executor(Protocol):
         """
         ...
 
-    def restart(self, epoch: int) -> Capacity:
-        """Void all outstanding plans, and be ready for those of `epoch`, with an empty cache.
+    def restart(self, epoch: int, recovery: Recovery) -> Capacity:
+        """Void all outstanding plans, and be ready for new ones, with an empty cache.
 
-        After an error, or to go over to workers that have been made ready meanwhile. Raises
-        PeerLost when it may go better with another epoch, other ShoalErrors when no workers can be
-        had.
+        After an error, or to go over to workers that have been made ready meanwhile. The epoch
+        that has begun is at least `epoch`. As long as no workers can be had it goes on looking for
+        some, until `recovery.meanwhile` raises.
         """
         ...
 
@@ -64,15 +76,22 @@ class LocalExecutor:
     def capacity(self) -> Capacity:
         return Capacity(num_blocks=self._worker.num_blocks, max_in_flight=self.max_in_flight)
 
+    @property
+    def wants_restart(self) -> bool:
+        return False
+
+    def watch(self, wake: Callable[[], None]) -> None:
+        pass
+
     def submit(self, plan: Plan) -> None:
         self._outstanding.append(plan)
 
     def collect(self) -> StepResult:
         return self._worker.execute(self._outstanding.pop(0))
 
-    def restart(self, epoch: int) -> Capacity:  # noqa: ARG002
+    def restart(self, epoch: int, recovery: Recovery) -> Capacity:  # noqa: ARG002
         self._outstanding.clear()
-        return self.capacity
+        return msgspec.structs.replace(self.capacity, epoch=epoch)
 
     def workers(self) -> list[WorkerStats]:
         return []

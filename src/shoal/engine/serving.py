@@ -91,10 +91,6 @@ class ServingEngine:
     def health(self) -> Health:
         return self._engine.health()
 
-    def restart(self) -> None:
-        """See `Engine.restart`."""
-        self._engine.restart()
-
     def close(self) -> None:
         """End what is open with EngineStopped and wait for the step that computes."""
         self._engine.stop("the engine is shutting down")

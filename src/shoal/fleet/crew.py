@@ -1,131 +1,345 @@
-"""The workers of one replica, loaded, who form anew for each epoch."""
+"""The workers of one replica: who sits where, and what their lines say."""
 
 from __future__ import annotations
 
+import logging
 import secrets
 import time
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from typing import Protocol
 
 import msgspec
 
 from shoal.cluster.placement import ReplicaPlacement, Seat
+from shoal.cluster.supervisor import Dismiss, Form, Instruction, Load, Replan, Start, Supervisor
 from shoal.config import EngineConfig, Transport
-from shoal.errors import PeerLost
-from shoal.fleet.inbox import Inbox, Silence, error_of
+from shoal.engine.recovery import Phase
+from shoal.errors import ConfigError, PeerLost, PlacementError, ShoalError
+from shoal.fleet.inbox import Called, Inbox, Item, Lost, Silence, error_of, loss_of
+from shoal.fleet.muster import Muster
 from shoal.fleet.worker_line import WorkerLine
 from shoal.messages import Plan, StepResult
-from shoal.parallel.control import (
-    CacheOpened,
-    Failed,
-    Form,
-    Formed,
-    Heard,
-    Loaded,
-    OpenCache,
-    Usage,
-)
+from shoal.parallel import control
+from shoal.parallel.control import CacheOpened, Failed, Formed, Loaded, OpenCache, Usage
 
-HEARD_S = 5.0
-# More than a worker waits for its neighbours, so that those who wait are not taken for silent.
-FORM_S = 25.0
+log = logging.getLogger(__name__)
+
+_LOOK_S = 0.25
+_OPEN_S = 60.0
+
+Elsewhere = Callable[[ReplicaPlacement, frozenset[str]], ReplicaPlacement]
+"""Where a replica goes, if possible without some nodes. Raises PlacementError."""
 
 
-@dataclass(frozen=True, slots=True)
+class Witness(Protocol):
+    """Hears of all that is done to get the workers together: see `engine.recovery.Recovery`."""
+
+    def meanwhile(self) -> None:
+        """Called every quarter of a second or more often. Raises to end the work."""
+        ...
+
+    def note_loss(self, worker: str, reason: str, noticed_by: str, silence_s: float) -> None: ...
+
+    def note_trouble(self, error: ShoalError) -> None: ...
+
+    def note_decision(self, what: str) -> None: ...
+
+    def enter(self, phase: Phase) -> None: ...
+
+
+class FirstTrouble:
+    """A Witness for whom nothing may go wrong: the first error is raised.
+
+    `check` is called all the time, and raises when the workers are not wanted any more.
+    """
+
+    def __init__(self, check: Callable[[], None] = lambda: None) -> None:
+        self._check = check
+
+    def meanwhile(self) -> None:
+        self._check()
+
+    def note_loss(self, worker: str, reason: str, noticed_by: str, silence_s: float) -> None:
+        del noticed_by, silence_s
+        raise PeerLost(f"worker {worker} is lost: {reason}")
+
+    def note_trouble(self, error: ShoalError) -> None:
+        raise error
+
+    def note_decision(self, what: str) -> None:
+        log.info("%s", what)
+
+    def enter(self, phase: Phase) -> None:
+        pass
+
+
+@dataclass(slots=True)
 class Member:
-    """A worker that holds its shard."""
+    """A worker in a seat; `loaded` is None until it holds its shard."""
 
     line: WorkerLine
-    loaded: Loaded
+    loaded: Loaded | None = None
 
 
 class Crew:
-    """`members` are by worker name. One thread uses a crew."""
+    """`members` are by worker name. One thread uses a crew, but for `is_broken` and `usages`."""
 
     def __init__(
-        self, placement: ReplicaPlacement, members: Mapping[str, Member], config: EngineConfig
+        self,
+        placement: ReplicaPlacement,
+        muster: Muster,
+        config: EngineConfig,
+        *,
+        elsewhere: Elsewhere,
     ) -> None:
-        self.placement = placement
-        self.members = members
+        self.members: dict[str, Member] = {}
+        self.on_trouble: Callable[[], None] = lambda: None
+        self._supervisor = Supervisor(placement, numbers=muster.numbers, home=muster.home)
+        self._muster = muster
         self._config = config
+        self._elsewhere = elsewhere
         self._inbox = Inbox()
+        self._losses: list[tuple[str, Lost]] = []
+        """Those that came to light in a step, not told to any witness yet."""
+
+    @property
+    def placement(self) -> ReplicaPlacement:
+        return self._supervisor.placement
 
     @property
     def stages(self) -> Sequence[Sequence[Seat]]:
         return self.placement.stages
 
     @property
+    def is_broken(self) -> bool:
+        """Somebody is lost, or not everybody has formed."""
+        lines = [member.line for member in list(self.members.values())]
+        return not self._supervisor.is_formed or any(line.is_lost for line in lines)
+
+    @property
     def num_blocks(self) -> int:
         """What the least of the workers can hold: all use the same block ids."""
-        return min(member.loaded.num_blocks for member in self.members.values())
+        return min(loaded.num_blocks for loaded in self._loaded())
+
+    @property
+    def description(self) -> Loaded:
+        """What the first to have loaded says; the same from all."""
+        return self._loaded()[0]
 
     def usages(self, epoch: int) -> dict[str, Usage | None]:
         """What each has reported in this epoch."""
-        found = {worker: member.line.usage for worker, member in self.members.items()}
+        found = {worker: each.line.usage for worker, each in list(self.members.items())}
         return {
             worker: usage if usage is not None and usage.epoch == epoch else None
             for worker, usage in found.items()
         }
 
-    def open_caches(self, workers: Collection[str]) -> None:
-        """Have workers take the memory they need, so that forming takes no time."""
-        for worker in workers:
-            line = self.members[worker].line
-            line.inbox = self._inbox
-            line.send(OpenCache(num_blocks=self.num_blocks))
-        self._inbox.replies(CacheOpened, workers, timeout_s=FORM_S)
+    def pids(self) -> dict[str, int]:
+        return {worker: member.line.pid for worker, member in list(self.members.items())}
 
-    def form(self, epoch: int) -> None:
-        """Connect all workers for an epoch. Raises PeerLost, and what a worker reports."""
-        for worker, member in self.members.items():
-            member.line.inbox = self._inbox
-            if member.line.is_lost:
-                raise PeerLost(f"worker {worker} is lost")
+    # ---- getting together -----------------------------------------------------------------
+
+    def man(self, witness: Witness) -> None:
+        """Have a worker in every seat that holds its shard, with memory for its cache taken."""
+        self._work_until(lambda: self._supervisor.is_manned, witness)
+        for member in self.members.values():
+            member.line.send(OpenCache(num_blocks=self.num_blocks))
+        self._inbox.replies(CacheOpened, self.members.keys(), timeout_s=_OPEN_S)
+
+    def form(self, epoch: int, witness: Witness) -> int:
+        """Connect all workers, with those replaced that are lost. Returns the epoch: at least
+        `epoch`. Raises what the witness raises."""
+        losses, self._losses = self._losses, []
+        for worker, lost in losses:
+            witness.note_loss(worker, lost.reason, lost.noticed_by, lost.silence_s)
+        self._supervisor.begin(time.monotonic(), epoch=epoch)
+        self._work_until(lambda: self._supervisor.is_formed, witness)
+        return self._supervisor.epoch
+
+    def dismiss(self) -> None:
+        """All of them, who may still be on their way too."""
+        for seat in self.placement.seats:
+            member = self.members.pop(seat.worker, None)
+            if member is not None:
+                self._muster.dismiss(member.line)
+            else:
+                self._muster.give_up(seat.worker)
+
+    def _work_until(self, is_done: Callable[[], bool], witness: Witness) -> None:
+        while True:
+            self._enter_phase(witness)
+            for instruction in self._supervisor.next(time.monotonic()):
+                self._carry_out(instruction, witness)
+            if is_done():
+                return
+            taken = self._inbox.take(self._patience_s())
+            if taken is not None:
+                self._take_in(*taken, witness)
+            witness.meanwhile()
+
+    def _patience_s(self) -> float:
+        wake_s = self._supervisor.wake_s()
+        return _LOOK_S if wake_s is None else min(_LOOK_S, wake_s - time.monotonic())
+
+    def _enter_phase(self, witness: Witness) -> None:
+        if self._supervisor.is_manned:
+            witness.enter("form")
+        else:
+            witness.enter("start" if self._supervisor.num_called_for else "load")
+
+    # ---- what the supervisor wants --------------------------------------------------------
+
+    def _carry_out(self, instruction: Instruction, witness: Witness) -> None:
+        match instruction:
+            case Start(seat=seat):
+                self._start(seat, witness)
+            case Load(seat=seat):
+                self._load(seat)
+            case Form(epoch=epoch):
+                self._send_forms(epoch)
+            case Dismiss(worker=worker):
+                self._drop(worker)
+            case Replan(without=without):
+                self._replan(without, witness)
+
+    def _start(self, seat: Seat, witness: Witness) -> None:
+        try:
+            witness.note_decision(self._muster.fill(seat, self._inbox))
+        except (PlacementError, PeerLost) as error:
+            self._supervisor.gone(seat.node, time.monotonic())
+            witness.note_trouble(error)
+
+    def _load(self, seat: Seat) -> None:
+        member = self.members[seat.worker]
+        num_blocks = min((each.num_blocks for each in self._loaded()), default=None)
+        member.loaded = None
+        self._send(seat.worker, self._muster.load(seat, member.line, num_blocks=num_blocks))
+
+    def _replan(self, without: frozenset[str], witness: Witness) -> None:
+        try:
+            placement = self._elsewhere(self.placement, without)
+        except (PlacementError, ConfigError, PeerLost) as error:
+            self._supervisor.unplaceable(time.monotonic())
+            witness.note_trouble(error)
+            return
+        nodes = " + ".join("/".join(seat.node for seat in stage) for stage in placement.stages)
+        witness.note_decision(f"the replica goes to {nodes}")
+        self._supervisor.placed(placement, time.monotonic())
+
+    def _send_forms(self, epoch: int) -> None:
         session = secrets.token_hex(8)
         for index, stage in enumerate(self.stages):
             for rank, seat in enumerate(stage):
-                form = self._form(epoch, index, rank, session=f"{session}-{index}")
-                self.members[seat.worker].line.send(form)
-        self._await_formed(epoch)
+                self._send(
+                    seat.worker, self._form(epoch, index, rank, session=f"{session}-{index}")
+                )
 
-    def _await_formed(self, epoch: int) -> None:
-        """Who does not even hear the order is frozen or out of reach, and counts as lost."""
-        started_s = time.monotonic()
-        silent, unformed = set(self.members), set(self.members)
-        while unformed:
-            deadline_s = started_s + (HEARD_S if silent else FORM_S)
-            try:
-                worker, message = self._inbox.next(silent or unformed, deadline_s)
-            except Silence:
-                for each in silent or unformed:
-                    self.members[each].line.is_lost = True
-                raise
-            if isinstance(message, Failed) and message.epoch == epoch:
-                raise error_of(worker, message)
-            if isinstance(message, Heard | Formed) and message.epoch == epoch:
-                silent.discard(worker)
-                if isinstance(message, Formed):
-                    unformed.discard(worker)
+    def _send(self, worker: str, message: control.Load | control.Form) -> None:
+        with suppress(PeerLost):  # of which the line has told the inbox
+            self.members[worker].line.send(message)
+
+    def _drop(self, worker: str) -> None:
+        member = self.members.pop(worker, None)
+        if member is not None:
+            self._muster.dismiss_aside([member.line])
+        else:
+            self._muster.give_up(worker)
+
+    # ---- what happens ---------------------------------------------------------------------
+
+    def _take_in(self, worker: str, item: Item, witness: Witness) -> None:
+        """Tell the supervisor; strangers, who were dropped before, are not listened to."""
+        now_s = time.monotonic()
+        match item:
+            case Called():
+                self._welcome(worker, witness)
+            case Lost():
+                self._note_loss(worker, item, witness)
+            case Loaded() if worker in self.members:
+                self.members[worker].loaded = item
+                self._supervisor.loaded(worker)
+            case Formed():
+                self._supervisor.formed(worker, item.epoch)
+            case Failed() if worker in self.members:
+                self._note_failure(worker, item, now_s, witness)
+            case _:
+                pass  # of an epoch that is over
+
+    def _welcome(self, worker: str, witness: Witness) -> None:
+        seat = next((seat for seat in self.placement.seats if seat.worker == worker), None)
+        if seat is None:
+            self._muster.give_up(worker)
+            return
+        try:
+            line = self._muster.welcome(seat)
+        except ShoalError as error:
+            self._supervisor.failed(worker, time.monotonic())
+            witness.note_trouble(error)
+            return
+        self.members[worker] = Member(line)
+        line.report_to(self._inbox, self._on_lost)
+        self._supervisor.called(worker, time.monotonic(), epoch=line.epoch)
+
+    def _on_lost(self) -> None:
+        self.on_trouble()
+
+    def _note_loss(self, worker: str, lost: Lost, witness: Witness) -> None:
+        if self._bury(worker, lost):
+            witness.note_loss(worker, lost.reason, lost.noticed_by, lost.silence_s)
+
+    def _bury(self, worker: str, lost: Lost) -> bool:
+        """False if it had no seat any more."""
+        if worker not in [seat.worker for seat in self.placement.seats]:
+            return False
+        silent = lost.noticed_by == "heartbeat"
+        self._supervisor.lost(worker, time.monotonic(), silent=silent)
+        self._drop(worker)
+        return True
+
+    def _note_failure(self, worker: str, failed: Failed, now_s: float, witness: Witness) -> None:
+        if self.members[worker].loaded is None:
+            self._supervisor.failed(worker, now_s)
+        elif failed.step is None:
+            self._supervisor.not_formed(worker, failed.epoch, now_s)
+        else:
+            return  # a step of an epoch that is over
+        witness.note_trouble(error_of(worker, failed))
+
+    # ---- steps ----------------------------------------------------------------------------
 
     def broadcast(self, plan: Plan) -> None:
         """Raises PeerLost."""
         encoded = msgspec.msgpack.encode(plan)
-        for member in self.members.values():
+        for member in list(self.members.values()):
             member.line.send_encoded(encoded)
 
     def next_result(self, epoch: int, timeout_s: float) -> StepResult:
         """Raises PeerLost for a worker that is gone, and what a worker reports as failed."""
         deadline_s = time.monotonic() + timeout_s
         while True:
-            worker, message = self._inbox.next(self.members.keys(), deadline_s)
-            if isinstance(message, StepResult) and message.epoch == epoch:
-                return message
-            if isinstance(message, Failed) and message.epoch == epoch:
-                raise error_of(worker, message)
+            taken = self._inbox.take(deadline_s - time.monotonic())
+            if taken is None:
+                raise Silence(f"no step has finished within {timeout_s:.0f} s")
+            worker, item = taken
+            if isinstance(item, StepResult) and item.epoch == epoch:
+                self._supervisor.worked()
+                return item
+            if isinstance(item, Failed) and item.epoch == epoch and worker in self.members:
+                raise error_of(worker, item)
+            if isinstance(item, Lost) and self._bury(worker, item):
+                self._losses.append((worker, item))
+                raise loss_of(worker, item)
 
-    def _form(self, epoch: int, index: int, rank: int, *, session: str) -> Form:
+    def _loaded(self) -> list[Loaded]:
+        return [each.loaded for each in list(self.members.values()) if each.loaded is not None]
+
+    # ---- who is connected with whom -------------------------------------------------------
+
+    def _form(self, epoch: int, index: int, rank: int, *, session: str) -> control.Form:
         stage = self.stages[index]
-        return Form(
+        return control.Form(
             epoch=epoch,
             num_blocks=self.num_blocks,
             ranks=[self._address(seat) for seat in stage],

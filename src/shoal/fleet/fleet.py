@@ -5,29 +5,37 @@ from __future__ import annotations
 import logging
 import sys
 import threading
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 
-from shoal.cluster.placement import ReplicaPlacement
+from msgspec import structs
+
+from shoal.cluster.placement import ReplicaPlacement, Seat
 from shoal.cluster.router import Router
 from shoal.config import EngineConfig
 from shoal.engine.assembly import assemble, model_info
 from shoal.engine.replicas import ReplicatedEngine
 from shoal.engine.serving import ServingEngine
-from shoal.errors import PlacementError
-from shoal.fleet.crew import Crew
+from shoal.errors import EngineStopped, PlacementError
+from shoal.fleet.crew import Crew, FirstTrouble
 from shoal.fleet.forecast import Forecast
 from shoal.fleet.muster import Muster
 from shoal.fleet.remote_executor import RemoteExecutor
+from shoal.fleet.session import Session
 from shoal.fleet.site import Node, Site
 from shoal.fleet.status import FleetStatus, NodeStatus, ReplicaStatus
+from shoal.fleet.worker_line import WorkerLine
+from shoal.parallel.address import parse_address
+from shoal.parallel.endpoint import UNNAMED_PEERS
 from shoal.weights.source import ModelFiles
 from shoal.weights.tokenizer import Tokenizer
 
 log = logging.getLogger(__name__)
 
 _SWITCH_S = 120.0
+# Of a node that is to stand in for another: measured memory differs a little from start to start.
+_AS_LARGE = 0.9
 
 
 class Fleet:
@@ -41,8 +49,11 @@ class Fleet:
         files: ModelFiles,
         tokenizer: Tokenizer,
         resources: ExitStack,
+        session: Session | None = None,
     ) -> None:
         """Raises PlacementError, PeerLost, and what kept a worker from loading.
+
+        With a session, workers that an earlier head has left are taken back.
 
         `resources` are closed with the fleet, or when it cannot be made.
         """
@@ -52,9 +63,12 @@ class Fleet:
         self._resources = resources
         self._drained: set[tuple[str, str]] = set()
         self._moving = threading.Lock()
+        self._session = session
+        self._is_closing = False
         self._executors: list[RemoteExecutor] = []
         self._engines: list[ServingEngine] = []
         try:
+            self._take_back()
             self.placed = site.place(self._usable_nodes())
             self._start_executors(self.placed.placement.replicas)
             for executor in self._executors:
@@ -66,6 +80,7 @@ class Fleet:
                 executor.close()
             resources.close()
             raise
+        self._settle()
         self.engine = _behind_one_door(self._engines, config)
         self._forecast = Forecast(site, self._executors, self.engine.stats)
 
@@ -77,8 +92,11 @@ class Fleet:
         return self._forecast.text()
 
     def close(self) -> None:
+        self._is_closing = True
+        self.engine.close()
         with self._moving:
-            self.engine.close()
+            if self._session is not None:
+                self._session.note(num_workers=0)
             self._resources.close()
 
     # ---- what an operator asks for --------------------------------------------------------
@@ -152,19 +170,40 @@ class Fleet:
             self._change(executor, self._replacement(executor.crew.placement, usable))
         return _count(len(touched), "replica")
 
-    def _elsewhere(self, placement: ReplicaPlacement) -> ReplicaPlacement:
+    def _elsewhere(self, placement: ReplicaPlacement, without: frozenset[str]) -> ReplicaPlacement:
         """For a replica that has lost a node. Raises PlacementError."""
-        target = self._replacement(placement, self._usable_nodes())
-        others = [each.crew.placement for each in self._executors]
-        self._share_out([*(other for other in others if other is not placement), target])
+        usable = [name for name in self._usable_nodes() if name not in without]
+        target = self._substituted(placement, usable) or self._replacement(placement, usable)
+        others = [each for each in self._placements() if each != placement]
+        self._share_out([*others, target])
         return target
+
+    def _placements(self) -> list[ReplicaPlacement]:
+        return [executor.crew.placement for executor in self._executors]
+
+    def _substituted(
+        self, placement: ReplicaPlacement, usable: Sequence[str]
+    ) -> ReplicaPlacement | None:
+        """The same shards, with idle nodes in place of those that cannot be used: then only these
+        have anything to load. None if there are too few that are as large."""
+        memory = {node.name: node.memory_bytes for node in self._site.nodes()}
+        idle = set(usable) - _nodes_of(self._placements())
+        ready = self._muster.spares.nodes()
+        best = sorted(idle, key=lambda name: (name not in ready, -memory[name]))
+        instead: dict[str, str] = {}
+        for lost in sorted(_nodes_of([placement]) - set(usable)):
+            fits = [name for name in best if memory[name] >= memory.get(lost, 0) * _AS_LARGE]
+            if not fits:
+                return None
+            best.remove(fits[0])
+            instead[lost] = fits[0]
+        return _moved(placement, instead)
 
     def _replacement(self, placement: ReplicaPlacement, usable: Sequence[str]) -> ReplicaPlacement:
         """On what is left of a replica's own nodes if they can hold it, else with idle ones, else
         on any."""
         own = _nodes_of([placement]) & set(usable)
-        placements = [executor.crew.placement for executor in self._executors]
-        others = _nodes_of(each for each in placements if each is not placement)
+        others = _nodes_of(each for each in self._placements() if each != placement)
         for nodes in (own, own | set(usable) - others):
             if not nodes:
                 continue
@@ -179,14 +218,23 @@ class Fleet:
         others = [each.crew.placement for each in self._executors if each is not executor]
         self._share_out([*others, target])
         try:
-            crew = self._muster.gather(target)
+            crew = self._gather(target)
         except BaseException:
             self._share_out([*others, executor.crew.placement])
             raise
         done = executor.succeed_with(crew)
-        self._engines[self._executors.index(executor)].restart()
         if not done.wait(_SWITCH_S):
             raise PlacementError(f"the new workers have not taken over within {_SWITCH_S:.0f} s")
+
+    def _gather(self, placement: ReplicaPlacement) -> Crew:
+        """New workers for every seat, loaded. Raises what goes wrong first."""
+        crew = Crew(placement, self._muster, self._config, elsewhere=self._elsewhere)
+        try:
+            crew.man(FirstTrouble(self._check_wanted))
+        except BaseException:
+            crew.dismiss()
+            raise
+        return crew
 
     def _share_out(self, placements: Sequence[ReplicaPlacement]) -> None:
         most = self._config.num_threads or sys.maxsize
@@ -198,15 +246,10 @@ class Fleet:
     def _start_executors(self, placements: Sequence[ReplicaPlacement]) -> None:
         self._share_out(placements)
         with ThreadPoolExecutor(len(placements), "shoal-start") as pool:
-            crews = [pool.submit(self._muster.gather, placement) for placement in placements]
+            crews = [pool.submit(self._gather, placement) for placement in placements]
         failed = [crew.exception() for crew in crews if crew.exception() is not None]
         self._executors = [
-            RemoteExecutor(
-                crew.result(),
-                self._muster,
-                elsewhere=self._elsewhere,
-                step_timeout_s=self._config.stall_s,
-            )
+            RemoteExecutor(crew.result(), step_timeout_s=self._config.stall_s)
             for crew in crews
             if crew.exception() is None
         ]
@@ -217,8 +260,8 @@ class Fleet:
     def _engine(
         self, executor: RemoteExecutor, files: ModelFiles, tokenizer: Tokenizer
     ) -> ServingEngine:
-        capacity = executor.restart(0)
-        loaded = next(iter(executor.crew.members.values())).loaded
+        capacity = executor.restart(0, FirstTrouble())
+        loaded = executor.crew.description
         info = model_info(
             self._config,
             files,
@@ -229,6 +272,41 @@ class Fleet:
             description=f"{loaded.description}, {describe(executor.crew)}",
         )
         return assemble(self._config, executor, capacity, tokenizer, info)
+
+    def _check_wanted(self) -> None:
+        if self._is_closing:
+            raise EngineStopped("the fleet is shutting down")
+
+    def _take_back(self) -> None:
+        if self._session is None or not self._session.num_workers_before:
+            return
+        before = self._session.num_workers_before
+        number = self._muster.take_back(before, self._node_of)
+        log.warning("%d of %d workers of the last head are taken back", number, before)
+
+    def _node_of(self, line: WorkerLine) -> str:
+        """By its certificate, or else by where it listens."""
+        named = line.peers - set(UNNAMED_PEERS)
+        if named:
+            return named.pop()
+        host = getattr(parse_address(line.address), "host", None)
+        nodes = self._site.nodes()
+        return next((node.name for node in nodes if node.address == host), nodes[0].name)
+
+    def _settle(self) -> None:
+        self._muster.settle()
+        self._muster.spares.reduce(self._config.spares)
+        self._muster.spares.start(self._seats, self._spare_nodes)
+        if self._session is not None:
+            self._session.note(num_workers=len(self._seats()) + self._config.spares)
+
+    def _seats(self) -> list[Seat]:
+        return [seat for placement in self._placements() for seat in placement.seats]
+
+    def _spare_nodes(self) -> list[str]:
+        """Those without work first: there a spare can stand in for its node's neighbours."""
+        busy = _nodes_of(self._placements())
+        return sorted(self._usable_nodes(), key=lambda name: (name in busy, name))
 
     # ---- nodes ----------------------------------------------------------------------------
 
@@ -264,6 +342,14 @@ def _behind_one_door(
 
 def _nodes_of(placements: Iterable[ReplicaPlacement]) -> set[str]:
     return {seat.node for placement in placements for seat in placement.seats}
+
+
+def _moved(placement: ReplicaPlacement, instead: Mapping[str, str]) -> ReplicaPlacement:
+    stages = (
+        tuple(structs.replace(seat, node=instead.get(seat.node, seat.node)) for seat in stage)
+        for stage in placement.stages
+    )
+    return ReplicaPlacement(stages=tuple(stages))
 
 
 def _names(engines: Sequence[ServingEngine]) -> list[str]:

@@ -33,27 +33,36 @@ class Ledger:
     def close_epoch(
         self, placement: ReplicaPlacement, usages: Mapping[str, Usage | None], active_s: float
     ) -> None:
-        for stats in self.totals(placement, usages, active_s):
+        for stats in self.totals(placement, usages, active_s, {}):
             counters = {name: getattr(stats, name) for name in _COUNTERS}
             self._past[stats.stage, stats.rank] = counters
         self.active_s += active_s
 
     def totals(
-        self, placement: ReplicaPlacement, usages: Mapping[str, Usage | None], active_s: float
+        self,
+        placement: ReplicaPlacement,
+        usages: Mapping[str, Usage | None],
+        active_s: float,
+        pids: Mapping[str, int],
     ) -> list[WorkerStats]:
         """`usages` are of this epoch, by worker; `active_s` its time with plans under way."""
         return [
-            self._total(seat, (stage, rank), usages.get(seat.worker), active_s)
+            self._total(
+                seat, (stage, rank), usages.get(seat.worker), active_s, pids.get(seat.worker, 0)
+            )
             for stage, seats in enumerate(placement.stages)
             for rank, seat in enumerate(seats)
         ]
 
-    def _total(self, seat: Seat, place: Place, usage: Usage | None, active_s: float) -> WorkerStats:
+    def _total(
+        self, seat: Seat, place: Place, usage: Usage | None, active_s: float, pid: int
+    ) -> WorkerStats:
         past = self._past.get(place, {})
         now = _counters(usage, active_s) if usage is not None else {}
         counters = {name: past.get(name, 0) + now.get(name, 0) for name in _COUNTERS}
         return WorkerStats(
             worker=seat.worker,
+            pid=pid,
             node=seat.node,
             stage=place[0],
             rank=place[1],

@@ -1,30 +1,31 @@
-"""Gets workers together: starts those of a placement, replaces those that are lost."""
+"""Gets workers together: starts processes or takes spares, and says what each is to hold."""
 
 from __future__ import annotations
 
 import itertools
+import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 
 import msgspec
-from msgspec import structs
 
 from shoal.cluster.placement import ReplicaPlacement, Seat
 from shoal.config import EngineConfig
-from shoal.errors import PeerLost, PeerRefused
-from shoal.fleet.crew import Crew, Member
-from shoal.fleet.inbox import Inbox
+from shoal.errors import PeerRefused
+from shoal.fleet.inbox import Called, Inbox
 from shoal.fleet.launcher import Launcher
 from shoal.fleet.reception import Reception
+from shoal.fleet.spares import SparePool
 from shoal.fleet.worker_line import WorkerLine
-from shoal.parallel.control import Load, Loaded
+from shoal.parallel.control import Load
 from shoal.parallel.endpoint import UNNAMED_PEERS
 from shoal.weights.cache import Progress, silent
 
-_CALL_S = 60.0
-_LOAD_S = 3600.0
+# Workers call the address of their head four times a second.
+_COME_BACK_S = 3.0
+_LOOK_S = 0.05
 
 
 class NodeShare(msgspec.Struct, frozen=True, kw_only=True):
@@ -39,7 +40,11 @@ class NodeShare(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Muster:
-    """`path_on` says where the model lies on a node; "" where it must come from the head."""
+    """`path_on` says where the model lies on a node; "" where it must come from the head.
+
+    `home` are nodes that cannot be out of reach, because they are this machine. All replicas
+    share `spares` and `numbers`, which make names that are used only once.
+    """
 
     def __init__(
         self,
@@ -48,15 +53,36 @@ class Muster:
         config: EngineConfig,
         *,
         path_on: Callable[[str], str],
+        home: Iterable[str] = (),
+        first_number: int = 1,
         report: Progress = silent,
     ) -> None:
+        self.home = frozenset(home)
+        self.numbers = itertools.count(first_number)
+        self.spares = SparePool(launcher, reception, config, path_on=path_on, numbers=self.numbers)
         self._launcher = launcher
         self._reception = reception
         self._config = config
         self._shares: dict[str, NodeShare] = {}
+        self._spares_taken: dict[str, WorkerLine] = {}
         self._path_on = path_on
         self._report = report
-        self._numbers = itertools.count(1)
+
+    def take_back(self, num_workers: int, node_of: Callable[[WorkerLine], str]) -> int:
+        """Have workers that lost their head stand by, `num_workers` if they come. Returns how many
+        did."""
+        deadline_s = time.monotonic() + _COME_BACK_S
+        number = 0
+        while number < num_workers and time.monotonic() < deadline_s:
+            for line in self._reception.strays():
+                self.spares.adopt(line, node_of(line))
+                number += 1
+            time.sleep(_LOOK_S)
+        return number
+
+    def settle(self) -> None:
+        """Everybody who was wanted is there: others that call are told to end."""
+        self._reception.turn_away_strays()
 
     @property
     def control(self) -> str:
@@ -66,7 +92,7 @@ class Muster:
     def share_out(
         self, placements: Iterable[ReplicaPlacement], num_cores: Mapping[str, int]
     ) -> None:
-        """Divide every node's cores and memory among its workers; for those started from now on."""
+        """Divide every node's cores and memory among its workers; for those that load from now."""
         seats = [seat for placement in placements for seat in placement.seats]
         num_workers = Counter(seat.node for seat in seats)
         cache_units: Counter[str] = Counter()
@@ -82,72 +108,41 @@ class Muster:
             for node, number in num_workers.items()
         }
 
-    def gather(self, placement: ReplicaPlacement) -> Crew:
-        """New workers for every seat, loaded. Raises as `recruit` does."""
-        return self._crew(placement, {})
+    def fill(self, seat: Seat, inbox: Inbox) -> str:
+        """Have a worker for a seat: `inbox` hears when it calls. Returns what was done, in words.
 
-    def mend(self, crew: Crew) -> Crew:
-        """The same crew if nobody is lost, else one with new workers in the seats of the lost.
-
-        Raises as `recruit` does.
+        Raises PlacementError if the node is not there.
         """
-        kept = {name: each for name, each in crew.members.items() if not each.line.is_lost}
-        if len(kept) == len(crew.members):
-            return crew
-        for worker in crew.members.keys() - kept.keys():
-            self._dismiss(worker, crew.members[worker])
-        return self._crew(crew.placement, kept)
-
-    def dismiss(self, crew: Crew) -> None:
-        for worker, member in crew.members.items():
-            self._dismiss(worker, member)
-
-    def _crew(self, placement: ReplicaPlacement, kept: dict[str, Member]) -> Crew:
-        named = _with_new_names(placement, kept.keys(), self._numbers)
-        missing = [seat for seat in named.seats if seat.worker not in kept]
-        recruits = self._recruit(missing)
-        crew = Crew(named, kept | recruits, self._config)
+        line = self.spares.take(seat)
+        if line is not None:
+            line.worker = seat.worker
+            self._spares_taken[seat.worker] = line
+            inbox.put(seat.worker, Called())
+            return f"{line.process} takes over on {seat.node} as {seat.worker}"
+        self._reception.expect(seat.worker, inbox)
+        num_threads = self._shares[seat.node].num_threads
         try:
-            crew.open_caches(recruits)
+            self._launcher.start(seat.worker, seat.node, num_threads=num_threads)
         except BaseException:
-            for worker, member in recruits.items():
-                self._dismiss(worker, member)
+            self._reception.forget(seat.worker)
             raise
-        return crew
+        return f"{seat.worker} starts on {seat.node}"
 
-    def _recruit(self, seats: Sequence[Seat]) -> dict[str, Member]:
-        """Raises PlacementError, PeerLost, and what kept the first worker from loading."""
-        lines: dict[str, WorkerLine] = {}
-        inbox = Inbox()
-        try:
-            for seat in seats:
-                num_threads = self._shares[seat.node].num_threads
-                self._launcher.start(seat.worker, seat.node, num_threads=num_threads)
-            deadline_s = time.monotonic() + _CALL_S
-            for seat in seats:
-                line = self._reception.wait_for(seat.worker, deadline_s=deadline_s)
-                lines[seat.worker] = line
-                _check_caller(line, seat)
-                line.inbox = inbox
-                line.report = partial(self._note_fetching, seat.node)
-                line.send(self._load(seat))
-                if line.is_lost:
-                    raise PeerLost(f"worker {seat.worker} is lost before it has loaded")
-            replies = inbox.replies(Loaded, lines.keys(), timeout_s=_LOAD_S)
-        except BaseException:
-            for line in lines.values():
-                line.dismiss()
-            for seat in seats:
-                self._launcher.stop(seat.worker)
-            raise
-        return {worker: Member(line, replies[worker]) for worker, line in lines.items()}
+    def welcome(self, seat: Seat) -> WorkerLine:
+        """The line of the worker that has called for a seat. Raises PeerRefused."""
+        line = self._spares_taken.pop(seat.worker, None) or self._reception.take(seat.worker)
+        strangers = line.peers - {seat.node, *UNNAMED_PEERS}
+        if strangers:
+            self.dismiss(line)
+            # A certificate is of a node: no other may take this one's seat.
+            raise PeerRefused(
+                f"'{strangers.pop()}' called as worker {seat.worker}, which runs on '{seat.node}'"
+            )
+        line.report = partial(self._note_fetching, seat.node)
+        return line
 
-    def _note_fetching(
-        self, node: str, what: str, done_bytes: int, total_bytes: int | None
-    ) -> None:
-        self._report(f"{node}: {what}", done_bytes, total_bytes)
-
-    def _load(self, seat: Seat) -> Load:
+    def load(self, seat: Seat, line: WorkerLine, *, num_blocks: int | None) -> Load:
+        """What to tell a worker in that seat. `num_blocks` are those of its replica, if known."""
         share = self._shares[seat.node]
         return Load(
             config=self._config,
@@ -155,38 +150,36 @@ class Muster:
             shard=seat.shard,
             memory_share=_cache_units(seat) / share.cache_units,
             own_cores=share.own_cores,
+            num_blocks=num_blocks,
+            num_threads=share.num_threads,
+            cores=self._launcher.place(line.process, share.num_threads),
         )
 
-    def _dismiss(self, worker: str, member: Member) -> None:
-        member.line.dismiss()
-        self._launcher.stop(worker)
+    def dismiss(self, line: WorkerLine) -> None:
+        line.dismiss()
+        self._launcher.stop(line.process)
 
+    def dismiss_aside(self, lines: Iterable[WorkerLine]) -> None:
+        """Streams need not wait until they have gone."""
+        for line in lines:
+            thread = threading.Thread(target=self.dismiss, args=[line], name="shoal-dismiss")
+            thread.start()
 
-def _check_caller(line: WorkerLine, seat: Seat) -> None:
-    """A certificate is of a node: no other may take this one's seat. Raises PeerRefused."""
-    strangers = line.peers - {seat.node, *UNNAMED_PEERS}
-    if strangers:
-        raise PeerRefused(
-            f"'{strangers.pop()}' called as worker {seat.worker}, which runs on '{seat.node}'"
-        )
+    def give_up(self, worker: str) -> None:
+        """One that was started and has not called."""
+        self._reception.forget(worker)
+        line = self._spares_taken.pop(worker, None)
+        if line is not None:
+            self.dismiss(line)
+        else:
+            self._launcher.stop(worker)
+
+    def _note_fetching(
+        self, node: str, what: str, done_bytes: int, total_bytes: int | None
+    ) -> None:
+        self._report(f"{node}: {what}", done_bytes, total_bytes)
 
 
 def _cache_units(seat: Seat) -> int:
     """What a block of cache takes in this seat, in any unit: all seats hold as many blocks."""
     return len(seat.shard.layers) * len(seat.shard.slice.kv_heads)
-
-
-def _with_new_names(
-    placement: ReplicaPlacement, kept: Iterable[str], numbers: Iterable[int]
-) -> ReplicaPlacement:
-    """Seats that are not kept get workers with names that were never used before."""
-    known, fresh = set(kept), iter(numbers)
-
-    def renamed(seat: Seat) -> Seat:
-        if seat.worker in known:
-            return seat
-        return structs.replace(seat, worker=f"{seat.worker.partition('-')[0]}-{next(fresh)}")
-
-    return ReplicaPlacement(
-        stages=tuple(tuple(renamed(seat) for seat in stage) for stage in placement.stages)
-    )

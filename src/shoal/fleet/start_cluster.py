@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from contextlib import ExitStack
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from shoal.cluster.goal import Goal
@@ -15,13 +17,15 @@ from shoal.fleet.muster import Muster
 from shoal.fleet.operator import OperatorService
 from shoal.fleet.ray_node import use_ray
 from shoal.fleet.reception import Reception
+from shoal.fleet.session import open_session
 from shoal.fleet.site import FixedSite, MeasuredSite, Node, Site
 from shoal.fleet.start_local import decoder_of
 from shoal.fleet.state import StateFolder
 from shoal.fleet.survey import Survey
-from shoal.parallel.address import HostAddress
+from shoal.parallel.address import HostAddress, parse_address
 from shoal.parallel.endpoint import MutualTls, Plaintext, Security, listen
 from shoal.parallel.identity import load_identity
+from shoal.parallel.listener import Listener
 from shoal.weights.cache import Progress, cache_root, silent
 from shoal.weights.provider import WeightsProvider
 from shoal.weights.source import ModelFiles, resolve
@@ -29,6 +33,8 @@ from shoal.weights.tokenizer import load_tokenizer
 
 if TYPE_CHECKING:
     from shoal.fleet.launch_ray import NodeView, RayLauncher
+
+log = logging.getLogger(__name__)
 
 _TRANSPORTS_OF_ONE_MACHINE = ("shared-memory", "nccl")
 
@@ -39,6 +45,7 @@ def start_cluster_fleet(
     goal: Goal | None,
     *,
     insecure_plaintext: bool = False,
+    session_key: str | None = None,
     report: Progress = silent,
     say: Callable[[str], None] = lambda _text: None,
 ) -> Fleet:
@@ -62,15 +69,25 @@ def start_cluster_fleet(
         provider = WeightsProvider(files, cache_root(), report)
         stack.callback(provider.close)
         scheme = "tcp" if insecure_plaintext else "tls"
-        address = str(HostAddress(scheme, membership.address, 0))
-        reception = Reception(listen(address, security), {"weights": provider.serve})
+        session = stack.enter_context(open_session(session_key))
+        address = session.address_before or str(HostAddress(scheme, membership.address, 0))
+        reception = Reception(
+            _listen(address, security),
+            {"weights": provider.serve},
+            dead_after_s=config.dead_after_s,
+        )
+        session.note(address=reception.address)
         stack.callback(reception.close)
 
         def on_exit(worker: str, status: int) -> None:
             reception.note_end(worker, f"exit status {status}")
 
         launcher = RayLauncher(
-            folder, reception.address, on_exit, insecure_plaintext=insecure_plaintext
+            folder,
+            reception.address,
+            on_exit,
+            insecure_plaintext=insecure_plaintext,
+            hold_s=config.hold_s,
         )
         stack.callback(launcher.close)
         site = _site(config, files, goal, folder, launcher, reception, NodeView(folder), say)
@@ -78,10 +95,30 @@ def start_cluster_fleet(
         def path_on(node: str) -> str:
             return str(files.path) if node == membership.node else ""
 
-        muster = Muster(launcher, reception, config, path_on=path_on, report=report)
-        fleet = Fleet(config, site, muster, files, tokenizer, stack.pop_all())
+        muster = Muster(
+            launcher,
+            reception,
+            config,
+            path_on=path_on,
+            home=[membership.node],
+            first_number=session.first_number,
+            report=report,
+        )
+        stack.callback(muster.spares.close)
+        fleet = Fleet(config, site, muster, files, tokenizer, stack.pop_all(), session)
         reception.offer("operator", OperatorService(fleet).serve)
         return fleet
+
+
+def _listen(address: str, security: Security) -> Listener:
+    """Where the workers of an earlier head call, if that can be had again."""
+    try:
+        return listen(address, security)
+    except ConfigError as error:
+        log.warning("%s: its workers cannot come back", error)
+        target = parse_address(address)
+        assert isinstance(target, HostAddress)
+        return listen(str(replace(target, port=0)), security)
 
 
 def _site(

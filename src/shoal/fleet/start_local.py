@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import tempfile
 from contextlib import ExitStack
-from pathlib import Path
 
 import psutil
 
@@ -20,6 +18,7 @@ from shoal.fleet.launch_local import LOCAL_NODE, LocalLauncher
 from shoal.fleet.muster import Muster
 from shoal.fleet.operator import OperatorService
 from shoal.fleet.reception import Reception
+from shoal.fleet.session import open_session
 from shoal.fleet.site import FixedSite, Node
 from shoal.fleet.survey import BUDGET_S
 from shoal.models.config import DecoderConfig, decoder_config
@@ -30,11 +29,17 @@ from shoal.weights.source import ModelFiles, open_source, resolve
 from shoal.weights.tokenizer import load_tokenizer
 from shoal.worker.profile import profile_node
 
+_SOCKET = "head.sock"
 _ROWS = (1, 4, 16, 64)
 
 
-def start_local_fleet(config: EngineConfig, *, report: Progress = silent) -> Fleet:
+def start_local_fleet(
+    config: EngineConfig, *, session_key: str | None = None, report: Progress = silent
+) -> Fleet:
     """Fetch the model if need be, start its workers, and start stepping.
+
+    A head of the same `session_key` takes back the workers of the one before, if that did not end
+    in order and `config.hold_s` has not passed.
 
     Raises SourceError, ConfigError, OutOfMemory, PeerLost, UnsupportedByModel.
     """
@@ -49,18 +54,32 @@ def start_local_fleet(config: EngineConfig, *, report: Progress = silent) -> Fle
         memory_bytes=psutil.virtual_memory().total,
     )
     with ExitStack() as stack:
-        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="shoal-")))
-        reception = Reception(listen(f"unix:{folder}/head.sock", LocalOnly()), services={})
+        session = stack.enter_context(open_session(session_key))
+        folder = session.folder
+        # Of a head that was killed: the session is ours, so nobody listens there.
+        (folder / _SOCKET).unlink(missing_ok=True)
+        listener = listen(f"unix:{folder / _SOCKET}", LocalOnly())
+        reception = Reception(listener, services={}, dead_after_s=config.dead_after_s)
         stack.callback(reception.close)
 
         def on_exit(worker: str, status: int) -> None:
             reception.note_end(worker, f"exit status {status}")
 
-        launcher = LocalLauncher(reception.address, folder, on_exit, cores=cores)
+        launcher = LocalLauncher(
+            reception.address, folder, on_exit, cores=cores, hold_s=config.hold_s
+        )
         stack.callback(launcher.close)
-        muster = Muster(launcher, reception, config, path_on=lambda _node: str(files.path))
+        muster = Muster(
+            launcher,
+            reception,
+            config,
+            path_on=lambda _node: str(files.path),
+            home=[LOCAL_NODE],
+            first_number=session.first_number,
+        )
+        stack.callback(muster.spares.close)
         site = FixedSite(model, config.split, lambda: [node], "unix sockets of this user alone")
-        fleet = Fleet(config, site, muster, files, tokenizer, stack.pop_all())
+        fleet = Fleet(config, site, muster, files, tokenizer, stack.pop_all(), session)
         reception.offer("operator", OperatorService(fleet).serve)
         return fleet
 

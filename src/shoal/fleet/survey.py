@@ -94,13 +94,15 @@ class Survey:
         cores = {node.name: node.num_cores for node in self._nodes()}
         lines: dict[str, WorkerLine] = {}
         inbox = Inbox()
+        calls = {name: Inbox() for name in names}
         try:
             for name, worker in workers.items():
+                self._reception.expect(worker, calls[name])
                 self._launcher.start(worker, name, num_threads=self._num_threads or cores[name])
             deadline_s = time.monotonic() + _CALL_S
             for name, worker in workers.items():
-                lines[name] = self._reception.wait_for(worker, deadline_s=deadline_s)
-                lines[name].inbox = inbox
+                lines[name] = self._reception.wait_for(worker, calls[name], deadline_s=deadline_s)
+                lines[name].report_to(inbox)
             yield lines, inbox
         finally:
             for line in lines.values():

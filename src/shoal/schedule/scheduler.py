@@ -45,6 +45,7 @@ class Scheduler:
         max_waiting: int,
         prefix_caching: bool = True,
         max_in_flight: int = 1,
+        epoch: int = 0,
     ) -> None:
         self.limits = Limits(
             num_blocks=num_blocks,
@@ -61,7 +62,7 @@ class Scheduler:
         self._gate = GroupGate()
         self._running: list[Sequence] = []  # sorted by rank
         self._flights: dict[int, Flight] = {}  # by step
-        self._epoch = 0
+        self._epoch = epoch
         self._step = 0
         self._tally = Tally()
         self._pace = Pace()
@@ -164,12 +165,16 @@ class Scheduler:
         if cache_lost:
             self._cache.forget_content()
 
-    def resize(self, *, num_blocks: int, max_in_flight: int) -> list[int]:
-        """Go on with another cache and depth, right after a `new_epoch` that lost the old cache.
+    def resize(self, *, num_blocks: int, max_in_flight: int, epoch: int) -> list[int]:
+        """Go on with another cache and depth, after a `new_epoch` that lost the old cache.
 
-        Returns the requests that do not fit the new cache and can never run; they stay queued.
+        `epoch` is the one that has begun in the end, after perhaps several attempts. Returns the
+        requests that do not fit the new cache and can never run; they stay queued.
         """
         assert not self._flights and not self._running
+        if epoch < self._epoch:
+            raise InternalError(f"epoch {epoch} comes before epoch {self._epoch}")
+        self._epoch = epoch
         limits = structs.replace(self.limits, num_blocks=num_blocks, max_in_flight=max_in_flight)
         self.limits = limits
         self._cache = BlockCache(
