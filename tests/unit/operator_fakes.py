@@ -8,7 +8,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from shoal.engine.api import EngineStats, WorkerStats
+from msgspec import structs
+
+from shoal.engine.api import EngineStats, Incident, WorkerStats
 from shoal.errors import PlacementError
 from shoal.fleet.operator import OperatorService
 from shoal.fleet.reception import Reception
@@ -43,6 +45,25 @@ def fake_worker(stage: int, node: str, **counters: float) -> WorkerStats:
     )
 
 
+LOST = Incident(
+    number=1,
+    replica="r0",
+    cause="reset by the other side",
+    noticed_by="connection",
+    began_s=1_800_000_000.0,
+    epoch=4,
+    lost=["r0s1t0-5"],
+    decisions=["w7 starts on local", "epoch 5 begins"],
+    phases={"load": 0.31, "start": 0.02, "recompute": 0.25, "form": 0.04, "total": 0.62},
+    num_requests=12,
+    outcome="recovered",
+)
+
+
+def fake_incident(**changes: object) -> Incident:
+    return structs.replace(LOST, **changes)
+
+
 def fake_status(
     *,
     nodes: tuple[NodeStatus, ...] = (fake_node("a"), fake_node("bb")),
@@ -50,6 +71,7 @@ def fake_status(
     ok: bool = True,
     num_running: int = 0,
     generated_tokens: int = 0,
+    incidents: tuple[Incident, ...] = (),
 ) -> FleetStatus:
     stats = EngineStats(
         num_running=num_running,
@@ -58,6 +80,7 @@ def fake_status(
         generated_tokens=generated_tokens,
         epoch=3,
         workers=list(workers),
+        incidents=list(incidents),
     )
     reason = "working" if ok else "no step has finished for 31 s"
     return FleetStatus(

@@ -1,32 +1,17 @@
-"""Incidents: counted once, told in plain English."""
+"""Incidents: counted once, told in plain English, shown by /metrics."""
 
 from __future__ import annotations
 
 import msgspec
 import pytest
-from msgspec import structs
+from fastapi.testclient import TestClient
+from operator_fakes import LOST, fake_incident
+from server_fakes import FakeEngine
 
-from shoal.engine.api import RECOVERY_BOUNDS_S, EngineStats, Incident
+from shoal.engine.api import RECOVERY_BOUNDS_S, EngineStats
 from shoal.engine.story import told
 from shoal.engine.tally import IncidentCounter
-
-LOST = Incident(
-    number=1,
-    replica="r0",
-    cause="reset by the other side",
-    noticed_by="connection",
-    began_s=1_800_000_000.0,
-    epoch=4,
-    lost=["r0s1t0-5"],
-    decisions=["w7 starts on local", "epoch 5 begins"],
-    phases={"load": 0.31, "start": 0.02, "recompute": 0.25, "form": 0.04, "total": 0.62},
-    num_requests=12,
-    outcome="recovered",
-)
-
-
-def incident(**changes: object) -> Incident:
-    return structs.replace(LOST, **changes)
+from shoal.server.app import create_app
 
 
 def test_a_recovery_is_told_with_its_phases_in_order() -> None:
@@ -68,7 +53,7 @@ def test_a_recovery_is_told_with_its_phases_in_order() -> None:
     ],
 )
 def test_every_end_has_its_words(changes: dict[str, object], said: str) -> None:
-    assert said in told(incident(**changes))
+    assert said in told(fake_incident(**changes))
 
 
 def test_all_incidents_are_counted() -> None:
@@ -76,7 +61,7 @@ def test_all_incidents_are_counted() -> None:
     for number in range(1, 6):
         outcome = "given up" if number == 3 else "recovered"
         phases = {"load": 0.5, "total": number / 2}
-        counter.add(incident(number=number, outcome=outcome, phases=phases))
+        counter.add(fake_incident(number=number, outcome=outcome, phases=phases))
     tally = counter.tally
     assert tally.ended == [("connection", "given up", 1), ("connection", "recovered", 4)]
     assert tally.phase_seconds == {"load": 2.0, "total": 6.0}
@@ -86,7 +71,7 @@ def test_all_incidents_are_counted() -> None:
 
 def test_what_has_not_ended_is_not_counted() -> None:
     with pytest.raises(AssertionError, match="incident 1 has not ended"):
-        IncidentCounter().add(incident(outcome="under way"))
+        IncidentCounter().add(fake_incident(outcome="under way"))
 
 
 def test_stats_with_incidents_cross_the_wire() -> None:
@@ -95,3 +80,32 @@ def test_stats_with_incidents_cross_the_wire() -> None:
     stats = EngineStats(incidents=[LOST], recoveries=counter.tally)
     assert msgspec.msgpack.decode(msgspec.msgpack.encode(stats), type=EngineStats) == stats
     assert msgspec.json.decode(msgspec.json.encode(stats), type=EngineStats) == stats
+
+
+def test_metrics_count_recoveries_by_replica() -> None:
+    counter = IncidentCounter()
+    for total_s in (0.62, 2.0):
+        counter.add(fake_incident(phases={"load": 0.5, "total": total_s}))
+    counter.add(fake_incident(noticed_by="heartbeat", outcome="given up"))
+    told_by = {"r0": EngineStats(), "r1": EngineStats(recoveries=counter.tally)}
+    lines = metrics_of(EngineStats(replicas=told_by))
+    assert lines == metrics_of(EngineStats(replicas=told_by)), "counted again"
+    for line in (
+        'shoal_recoveries_total{noticed_by="connection",outcome="recovered",replica="r1"} 2.0',
+        'shoal_recoveries_total{noticed_by="heartbeat",outcome="given up",replica="r1"} 1.0',
+        'shoal_recovery_phase_seconds_total{phase="load",replica="r1"} 1.0',
+        'shoal_recovery_seconds_bucket{le="0.75",replica="r1"} 1.0',
+        'shoal_recovery_seconds_bucket{le="+Inf",replica="r1"} 2.0',
+        'shoal_recovery_seconds_count{replica="r1"} 2.0',
+        'shoal_recovery_seconds_sum{replica="r1"} 2.62',
+    ):
+        assert line in lines
+    assert not [line for line in lines if 'replica="r0"' in line and "recover" in line]
+
+
+def metrics_of(stats: EngineStats) -> list[str]:
+    engine = FakeEngine()
+    engine.stats = lambda: stats  # type: ignore[method-assign]
+    with TestClient(create_app(engine)) as client:
+        lines: list[str] = client.get("/metrics").text.splitlines()
+    return [line for line in lines if line.startswith("shoal_recover")]

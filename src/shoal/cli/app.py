@@ -13,6 +13,7 @@ from shoal.cli import (
     chat,
     drain,
     evaluate,
+    events,
     generate,
     head,
     join,
@@ -90,6 +91,7 @@ app.command(rich_help_panel=MEASURE_PANEL, epilog=plan.EPILOG)(plan.plan)
 app.command(rich_help_panel=CLUSTER_PANEL, epilog=head.EPILOG)(head.head)
 app.command(rich_help_panel=CLUSTER_PANEL, epilog=join.EPILOG)(join.join)
 app.command(rich_help_panel=CLUSTER_PANEL, epilog=status.EPILOG)(status.status)
+app.command(rich_help_panel=CLUSTER_PANEL, epilog=events.EPILOG)(events.events)
 app.command(rich_help_panel=CLUSTER_PANEL, epilog=drain.EPILOG)(drain.drain)
 app.command(rich_help_panel=CLUSTER_PANEL, epilog=rebalance.EPILOG)(rebalance.rebalance)
 app.add_typer(token_app, name="token", rich_help_panel=CLUSTER_PANEL)

@@ -6,10 +6,15 @@ import time
 from collections.abc import Iterator
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, ProcessCollector
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.core import (
+    CounterMetricFamily,
+    GaugeMetricFamily,
+    HistogramMetricFamily,
+    Metric,
+)
 from prometheus_client.registry import Collector
 
-from shoal.engine.api import AsyncEngine, Delta, EngineStats
+from shoal.engine.api import RECOVERY_BOUNDS_S, AsyncEngine, Delta, EngineStats
 
 _LATENCY_S = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
 _GAP_S = (0.002, 0.005, 0.01, 0.02, 0.035, 0.05, 0.075, 0.1, 0.15, 0.25, 0.5, 1, 2.5, 10)
@@ -64,6 +69,7 @@ class EngineCollector(Collector):
             yield from _by_replica(stats.replicas, GaugeMetricFamily, _GAUGES)
             yield from _by_replica(stats.replicas, CounterMetricFamily, _COUNTERS)
         yield from _by_worker(stats.replicas or {"r0": stats})
+        yield from _recoveries(stats.replicas or {"r0": stats})
 
 
 def _by_replica(
@@ -89,6 +95,37 @@ def _by_worker(replicas: dict[str, EngineStats]) -> Iterator[Metric]:
             place = [name, str(worker.stage), str(worker.rank), worker.node]
             metric.add_metric(place, getattr(worker, field))
         yield metric
+
+
+def _recoveries(replicas: dict[str, EngineStats]) -> Iterator[Metric]:
+    tallies = {name: stats.recoveries for name, stats in replicas.items()}
+    ended = CounterMetricFamily(
+        "shoal_recoveries",
+        "Incidents that have ended: losses of workers, drains, rebalances",
+        labels=["replica", "noticed_by", "outcome"],
+    )
+    phases = CounterMetricFamily(
+        "shoal_recovery_phase_seconds",
+        "Time spent in each phase of the incidents that ended well",
+        labels=["replica", "phase"],
+    )
+    totals = HistogramMetricFamily(
+        "shoal_recovery_seconds",
+        "From noticing a loss to the first new token of a request that it had stopped",
+        labels=["replica"],
+    )
+    for name, tally in tallies.items():
+        for noticed_by, outcome, number in tally.ended:
+            ended.add_metric([name, noticed_by, outcome], number)
+        for phase, seconds in tally.phase_seconds.items():
+            if phase != "total":
+                phases.add_metric([name, phase], seconds)
+        number = sum(count for _, outcome, count in tally.ended if outcome == "recovered")
+        if number:
+            bounds = [*map(str, RECOVERY_BOUNDS_S), "+Inf"]
+            buckets = list(zip(bounds, [*tally.num_within, number], strict=True))
+            totals.add_metric([name], buckets, tally.phase_seconds.get("total", 0.0))
+    yield from (ended, phases, totals)
 
 
 class Metrics:
