@@ -536,7 +536,7 @@ def test_a_line_whose_reports_cannot_be_heard_is_lost(
 
 
 def test_a_launcher_that_is_closed_is_told_nothing_more(monkeypatch: pytest.MonkeyPatch) -> None:
-    def silent_nursery() -> subprocess.Popen[bytes]:
+    def silent_nursery(_options: list[str]) -> subprocess.Popen[bytes]:
         pipe = subprocess.PIPE
         return subprocess.Popen(["sh", "-c", "cat > /dev/null"], stdin=pipe, stdout=pipe)
 

@@ -13,9 +13,10 @@ from contextlib import suppress
 from pathlib import Path
 
 import msgspec
+import psutil
 
 from shoal.errors import PlacementError
-from shoal.fleet.nursery import Exit, Order
+from shoal.fleet.nursery import OUTLIVE_HEAD, Close, Exit, Kill, Order, Start
 from shoal.parallel.endpoint import LocalOnly, MutualTls, Security
 
 log = logging.getLogger(__name__)
@@ -42,9 +43,11 @@ class LocalLauncher:
         *,
         cores: list[int],
         security: Security = _UNIX_SOCKETS,
+        hold_s: float = 0.0,
     ) -> None:
         """`cores` are those that workers are given in turn; [] leaves them to the system.
 
+        With `hold_s` workers may outlive this process, and end without another head after that.
         Other security than unix sockets is for measuring: it goes over the loopback interface.
         """
         self._head = head
@@ -52,7 +55,9 @@ class LocalLauncher:
         self._folder = folder
         self._on_exit = on_exit
         self._cores = cores
+        self._outlive_head = hold_s > 0
         self._taken: dict[str, list[int]] = {}
+        self._adopted: dict[str, psutil.Process] = {}
         self._lock = threading.Lock()
         started: Future[subprocess.Popen[bytes]] = Future()
         # Linux ends the nursery with the thread that has started it, so that has to be a lasting
@@ -70,7 +75,54 @@ class LocalLauncher:
         assert node == LOCAL_NODE, f"{node} is another machine"
         with self._lock:
             cores = self._taken[worker] = self._free_cores(num_threads)
-        order = Order(
+        self._start(worker, num_threads, cores)
+
+    def start_spare(self, worker: str, node: str) -> None:
+        assert node == LOCAL_NODE, f"{node} is another machine"
+        self._start(worker, 1, [])
+
+    def place(self, worker: str, num_threads: int) -> tuple[int, ...]:
+        with self._lock:
+            cores = self._taken.pop(worker, [])
+            if len(cores) != num_threads:
+                cores = self._free_cores(num_threads)
+            self._taken[worker] = cores
+        return tuple(cores)
+
+    def adopt(self, worker: str, node: str, pid: int) -> None:
+        assert node == LOCAL_NODE, f"{node} is another machine"
+        try:
+            process = psutil.Process(pid)
+        except psutil.NoSuchProcess:
+            raise PlacementError(
+                f"worker {worker} is not there any more: no process {pid}"
+            ) from None
+        with self._lock:
+            self._adopted[worker] = process
+
+    def stop(self, worker: str) -> None:
+        with self._lock:
+            self._taken.pop(worker, None)
+            adopted = self._adopted.pop(worker, None)
+        if adopted is not None:
+            _kill(adopted)
+            return
+        with suppress(*_NURSERY_GONE):  # and its workers with it
+            self._order(Kill(worker=worker))
+
+    def close(self) -> None:
+        assert self._nursery.stdin is not None
+        with suppress(*_NURSERY_GONE):
+            self._order(Close())
+        with suppress(BrokenPipeError):
+            self._nursery.stdin.close()
+        self._nursery.wait()
+        self._thread.join()
+        for process in self._adopted.values():
+            _kill(process)
+
+    def _start(self, worker: str, num_threads: int, cores: list[int]) -> None:
+        order = Start(
             worker=worker,
             head=self._head,
             listen=self._listen_address(worker),
@@ -85,17 +137,6 @@ class LocalLauncher:
                 f"worker {worker} cannot be started: the process that starts workers has ended "
                 f"(exit status {self._nursery.poll()}); start Shoal anew"
             ) from None
-
-    def stop(self, worker: str) -> None:
-        with suppress(*_NURSERY_GONE):  # and its workers with it
-            self._order(Order(worker=worker, stop=True))
-
-    def close(self) -> None:
-        assert self._nursery.stdin is not None
-        with suppress(BrokenPipeError):
-            self._nursery.stdin.close()
-        self._nursery.wait()
-        self._thread.join()
 
     def _listen_address(self, worker: str) -> str:
         if isinstance(self._security, LocalOnly):
@@ -124,7 +165,7 @@ class LocalLauncher:
 
     def _keep_nursery(self, started: Future[subprocess.Popen[bytes]]) -> None:
         try:
-            nursery = _start_nursery()
+            nursery = _start_nursery([OUTLIVE_HEAD] if self._outlive_head else [])
         except OSError as error:
             started.set_exception(error)
             return
@@ -138,11 +179,17 @@ class LocalLauncher:
                 self._on_exit(left.worker, left.status)
 
 
-def _start_nursery() -> subprocess.Popen[bytes]:
+def _kill(process: psutil.Process) -> None:
+    """Nothing, if another process has its number by now."""
+    with suppress(psutil.NoSuchProcess):
+        process.kill()
+
+
+def _start_nursery(options: list[str]) -> subprocess.Popen[bytes]:
     # A library's thread pool would not survive the fork; workers set their own.
     environment = os.environ | {"OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
     return subprocess.Popen(
-        [sys.executable, "-m", "shoal.fleet.nursery"],
+        [sys.executable, "-m", "shoal.fleet.nursery", *options],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         env=environment,

@@ -1,19 +1,20 @@
 """A process that has imported torch once, and forks a worker whenever it is told to.
 
 Importing torch takes seconds, a fork of it milliseconds. Orders come as lines of JSON on stdin and
-exits go out as lines of JSON on stdout; the end of stdin ends the nursery and its workers.
+exits go out as lines of JSON on stdout. The end of stdin ends the nursery and its workers, unless
+these may wait for another head: then the nursery ends with the last of them.
 """
 
 from __future__ import annotations
 
 import ctypes
 import gc
-import json
 import logging
 import os
 import selectors
 import signal
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 import msgspec
@@ -26,22 +27,36 @@ from shoal.worker import process
 
 log = logging.getLogger(__name__)
 
+OUTLIVE_HEAD = "--outlive-head"
+
 _PR_SET_PDEATHSIG = 1
 
 
-class Order(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Start a worker on `cores` (all, if there are none), or end it if `stop` is set.
+class Start(msgspec.Struct, frozen=True, kw_only=True, tag="start", forbid_unknown_fields=True):
+    """Start a worker on `cores`; all, if there are none.
 
     `identity` is the folder of the certificate that a worker at a tls: address shows.
     """
 
     worker: str
-    stop: bool = False
-    head: str = ""
-    listen: str = ""
+    head: str
+    listen: str
     identity: str = ""
-    num_threads: int = 1
-    cores: list[int] = []
+    num_threads: int
+    cores: list[int]
+
+
+class Kill(msgspec.Struct, frozen=True, kw_only=True, tag="kill", forbid_unknown_fields=True):
+    """End a worker, if it still runs."""
+
+    worker: str
+
+
+class Close(msgspec.Struct, frozen=True, tag="close", forbid_unknown_fields=True):
+    """End all workers, and the nursery."""
+
+
+Order = Start | Kill | Close
 
 
 class Exit(msgspec.Struct, frozen=True, kw_only=True):
@@ -52,8 +67,11 @@ class Exit(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Nursery:
-    def __init__(self) -> None:
+    def __init__(self, *, outlives_head: bool) -> None:
+        self._outlives_head = outlives_head
+        self._has_head = True
         self._workers: dict[int, str] = {}
+        self._pending = b""
         self._died, write_end = os.pipe()
         os.set_blocking(write_end, False)
         signal.set_wakeup_fd(write_end)
@@ -64,44 +82,52 @@ class Nursery:
         selector = selectors.DefaultSelector()
         selector.register(sys.stdin.fileno(), selectors.EVENT_READ)
         selector.register(self._died, selectors.EVENT_READ)
-        pending = b""
-        while True:
+        while self._has_head or (self._outlives_head and self._workers):
             for key, _ in selector.select():
                 data = os.read(key.fd, 65536)
                 if key.fd == self._died:
                     self._reap()
-                    continue
-                if not data:
-                    self._end_all()
-                    return
-                *lines, pending = (pending + data).split(b"\n")
-                for line in lines:
-                    self._obey(msgspec.json.decode(line, type=Order))
+                elif data:
+                    self._take_orders(data)
+                else:
+                    self._has_head = False
+                    selector.unregister(key.fd)
+        for pid in self._workers:
+            os.kill(pid, signal.SIGKILL)
 
-    def _obey(self, order: Order) -> None:
-        if order.stop:
-            for pid in [pid for pid, worker in self._workers.items() if worker == order.worker]:
-                os.kill(pid, signal.SIGKILL)
-            return
+    def _take_orders(self, data: bytes) -> None:
+        *lines, self._pending = (self._pending + data).split(b"\n")
+        for line in lines:
+            order: Order = msgspec.json.decode(line, type=Order)
+            match order:
+                case Start():
+                    self._start(order)
+                case Kill(worker=worker):
+                    self._kill(worker)
+                case Close():
+                    self._has_head = self._outlives_head = False
+
+    def _start(self, order: Start) -> None:
         pid = os.fork()
         if pid == 0:
             _be_worker(order)
         self._workers[pid] = order.worker
+
+    def _kill(self, worker: str) -> None:
+        for pid in [pid for pid, name in self._workers.items() if name == worker]:
+            os.kill(pid, signal.SIGKILL)
 
     def _reap(self) -> None:
         while self._workers:
             pid, status = os.waitpid(-1, os.WNOHANG)
             if pid == 0:
                 return
-            code = os.waitstatus_to_exitcode(status)
-            print(json.dumps({"worker": self._workers.pop(pid), "status": code}), flush=True)
-
-    def _end_all(self) -> None:
-        for pid in self._workers:
-            os.kill(pid, signal.SIGKILL)
+            left = Exit(worker=self._workers.pop(pid), status=os.waitstatus_to_exitcode(status))
+            with suppress(BrokenPipeError):  # no head hears of it any more
+                os.write(sys.stdout.fileno(), msgspec.json.encode(left) + b"\n")
 
 
-def _be_worker(order: Order) -> None:
+def _be_worker(order: Start) -> None:
     """In the forked child; never returns."""
     status = 1
     try:
@@ -122,7 +148,7 @@ def _be_worker(order: Order) -> None:
         os._exit(status)
 
 
-def _security(order: Order) -> Security:
+def _security(order: Start) -> Security:
     scheme = parse_address(order.listen).scheme
     if scheme == "tls":
         return MutualTls(load_identity(Path(order.identity)))
@@ -136,10 +162,12 @@ def die_with_parent() -> None:
 
 def main() -> None:
     logging.basicConfig(level=logging.WARNING, format="shoal worker: %(message)s")
-    die_with_parent()
+    outlives_head = OUTLIVE_HEAD in sys.argv[1:]
+    if not outlives_head:
+        die_with_parent()
     # What is imported by now is shared with every worker, as long as nobody touches it.
     gc.freeze()
-    Nursery().serve()
+    Nursery(outlives_head=outlives_head).serve()
 
 
 if __name__ == "__main__":

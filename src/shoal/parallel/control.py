@@ -189,12 +189,16 @@ class Formed(msgspec.Struct, frozen=True, kw_only=True, tag="formed", forbid_unk
 
 
 class Failed(msgspec.Struct, frozen=True, kw_only=True, tag="failed", forbid_unknown_fields=True):
-    """A command or the step `step` could not be done. `kind` is the error's class name."""
+    """A command or the step `step` could not be done. `kind` is the error's class name.
+
+    `unreachable` is the address of a neighbour that could not be dialled, if that is why.
+    """
 
     epoch: int
     step: int | None = None
     kind: str
     message: str
+    unreachable: str = ""
 
 
 class Usage(msgspec.Struct, frozen=True, kw_only=True, tag="usage", forbid_unknown_fields=True):

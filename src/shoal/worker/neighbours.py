@@ -10,7 +10,7 @@ from typing import Literal
 import msgspec
 
 from shoal.cluster.hardware import Link
-from shoal.errors import ConfigError
+from shoal.errors import ConfigError, PeerLost
 from shoal.parallel.address import HostAddress, parse_address
 from shoal.parallel.channel import Channel
 from shoal.parallel.collective import TorchCollective
@@ -24,11 +24,21 @@ from shoal.worker.hidden_states import Inlet, Outlet
 from shoal.worker.links import answer_pings, measure_links
 from shoal.worker.peers import Peers
 
+# One that is awaited may have to finish a step first; one that is dialled answers at once.
 CONNECT_S = 20.0
+DIAL_S = 5.0
 # How long a rank looks for the others' sums before it sleeps; on shared cores it is in the way.
 _POLL_S = 0.002
 _SHARED_POLL_S = 0.0001
 _LOOPBACK = "127.0.0.1"
+
+
+class Unreachable(PeerLost):
+    """The worker at `address` cannot be dialled: it is gone, frozen, or the way to it is cut."""
+
+    def __init__(self, address: str, message: str) -> None:
+        super().__init__(message)
+        self.address = address
 
 
 class Neighbours:
@@ -131,7 +141,10 @@ class Neighbours:
         return channels
 
     def _dial(self, role: Role, address: str) -> Channel:
-        channel = dial(address, self._security, timeout_s=CONNECT_S)
+        try:
+            channel = dial(address, self._security, timeout_s=DIAL_S)
+        except PeerLost as error:
+            raise Unreachable(address, f"a neighbour is out of reach: {error.message}") from error
         greeting = Greeting(role=role, epoch=self._form.epoch, sender=self._shard.rank)
         # A busy neighbour may leave its data unread for a while; the head hears of dead ones.
         channel.set_patience(self._patience_s)

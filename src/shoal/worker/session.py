@@ -12,6 +12,7 @@ from typing import Literal
 import msgspec
 import torch
 
+from shoal import errors
 from shoal.errors import ConfigError, OperatorError, PeerLost, ShoalError
 from shoal.messages import Plan
 from shoal.parallel.channel import Channel
@@ -34,7 +35,7 @@ from shoal.parallel.endpoint import Security
 from shoal.worker.fetch_report import ThinnedReport
 from shoal.worker.heartbeat import Heartbeat
 from shoal.worker.holdings import Holdings
-from shoal.worker.neighbours import measure_link
+from shoal.worker.neighbours import Unreachable, measure_link
 from shoal.worker.node_cores import compute_on
 from shoal.worker.peers import Peers
 from shoal.worker.profile import profile_node
@@ -245,7 +246,14 @@ class Session:
             Failed(
                 epoch=self.epoch if epoch is None else epoch,
                 step=message.step if isinstance(message, Plan) else None,
-                kind=type(error).__name__,
+                kind=_kind(error),
                 message=str(error),
+                unreachable=error.address if isinstance(error, Unreachable) else "",
             )
         )
+
+
+def _kind(error: Exception) -> str:
+    """The class that the head knows as well, if there is one."""
+    known = (kind for kind in type(error).__mro__ if kind.__module__ == errors.__name__)
+    return next(known, type(error)).__name__
