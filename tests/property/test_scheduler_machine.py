@@ -214,11 +214,18 @@ class SchedulerMachine(RuleBasedStateMachine):
         if cache_lost:
             self.replica.lose_cache()
 
-    @rule(num_blocks=st.integers(3, 16), max_in_flight=st.integers(1, 3))
-    def move(self, num_blocks: int, max_in_flight: int) -> None:
+    @rule(
+        num_blocks=st.integers(3, 16),
+        max_in_flight=st.integers(1, 3),
+        num_failed_attempts=st.integers(0, 2),
+    )
+    def move(self, num_blocks: int, max_in_flight: int, num_failed_attempts: int) -> None:
         """To workers with less or more room; whom they cannot hold is told, and leaves."""
         self.fail(cache_lost=True, num_run=0)
-        too_long = self.scheduler.resize(num_blocks=num_blocks, max_in_flight=max_in_flight)
+        self.epoch += num_failed_attempts
+        too_long = self.scheduler.resize(
+            num_blocks=num_blocks, max_in_flight=max_in_flight, epoch=self.epoch
+        )
         for request_id in too_long:
             assert self.scheduler.cancel(request_id) is not None
             self.clients[request_id].left = True

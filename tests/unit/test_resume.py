@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
@@ -29,6 +29,10 @@ class Drawing:
     """Tokens depend on all that they should: seed, position, the token before, what was said."""
 
     max_in_flight = 1
+    wants_restart = False
+
+    def watch(self, wake: Callable[[], None]) -> None:
+        pass
 
     def __init__(self) -> None:
         self.plans: list[Plan] = []

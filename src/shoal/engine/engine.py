@@ -331,6 +331,8 @@ class Engine:
 
     def _begin_epoch(self, cause: str, noticed_by: str) -> None:
         """Every running request goes back to the queue with the tokens it has emitted."""
+        if self._stopped is not None:
+            raise EngineStopped(self._stopped)
         recovery = self._chronicle.begin(
             cause,
             noticed_by,
