@@ -21,6 +21,7 @@ from shoal import LLM, SamplingParams
 from shoal.config import Split
 from shoal.engine.assembly import usable_cores
 from shoal.errors import PlacementError, RetryError
+from shoal.fleet.inbox import Inbox
 from shoal.fleet.launch_local import LOCAL_NODE, LocalLauncher
 from shoal.fleet.reception import Reception
 from shoal.fleet.worker_line import WorkerLine
@@ -46,8 +47,10 @@ class Site:
 
     def start(self, worker: str, num_threads: int = 1) -> tuple[WorkerLine, psutil.Process]:
         before = set(self.processes())
+        inbox = Inbox()
+        self.reception.expect(worker, inbox)
         self.launcher.start(worker, LOCAL_NODE, num_threads=num_threads)
-        line = self.reception.wait_for(worker, deadline_s=time.monotonic() + WAIT_S)
+        line = self.reception.wait_for(worker, inbox, deadline_s=time.monotonic() + WAIT_S)
         self._lines.append(line)
         (process,) = set(self.processes()) - before
         return line, process
@@ -123,14 +126,17 @@ def test_the_end_of_the_nursery_ends_its_workers_and_is_reported(site: Site) -> 
 
 HEAD = """
 import sys, time, pathlib
+from shoal.fleet.inbox import Inbox
 from shoal.fleet.launch_local import LOCAL_NODE, LocalLauncher
 from shoal.fleet.reception import Reception
 from shoal.parallel.endpoint import LocalOnly, listen
 folder = pathlib.Path(sys.argv[1])
 reception = Reception(listen(f"unix:{folder}/head.sock", LocalOnly()), services={})
 launcher = LocalLauncher(reception.address, folder, print, cores=[])
+inbox = Inbox()
+reception.expect("a", inbox)
 launcher.start("a", LOCAL_NODE, num_threads=1)
-line = reception.wait_for("a", deadline_s=time.monotonic() + 60)
+line = reception.wait_for("a", inbox, deadline_s=time.monotonic() + 60)
 print("ready", flush=True)
 time.sleep(600)
 """

@@ -7,6 +7,7 @@ Through Ray go a few strings; workers then dial the head themselves, over TLS of
 from __future__ import annotations
 
 import logging
+import os
 import queue
 import signal
 import threading
@@ -30,6 +31,7 @@ from shoal.parallel.identity import load_identity
 log = logging.getLogger(__name__)
 
 RAY_NAMESPACE = "shoal"
+_LAST_WORD_S = 2.0
 
 OnExit = Callable[[str, int], None]
 """(worker, exit status)"""
@@ -66,9 +68,16 @@ class RayLauncher:
     """A `Launcher` on the nodes of this machine's cluster. One for each process."""
 
     def __init__(
-        self, folder: StateFolder, head: str, on_exit: OnExit, *, insecure_plaintext: bool = False
+        self,
+        folder: StateFolder,
+        head: str,
+        on_exit: OnExit,
+        *,
+        insecure_plaintext: bool = False,
+        hold_s: float = 0.0,
     ) -> None:
-        """Workers dial `head`. `on_exit` is called in a thread, once for each worker that ends.
+        """Workers dial `head`. `on_exit` is called in a thread, once for each worker that ends,
+        but for adopted ones. With `hold_s` workers may outlive this process.
 
         Raises PeerLost if there is no Ray to connect to.
         """
@@ -76,6 +85,7 @@ class RayLauncher:
         self._head = head
         self._on_exit = on_exit
         self._scheme = "tcp" if insecure_plaintext else "tls"
+        self._outlive_head = hold_s > 0
         self._actors: dict[str, ActorHandle[Any]] = {}
         self._stopped: set[str] = set()
         self._ended: queue.SimpleQueue[tuple[str, str] | None] = queue.SimpleQueue()
@@ -101,12 +111,32 @@ class RayLauncher:
         strategy = NodeAffinitySchedulingStrategy(node_id=found.ray_id, soft=False)
         actor = (
             ray.remote(_WorkerHost)
-            .options(num_cpus=0, max_restarts=0, scheduling_strategy=strategy)
+            .options(
+                num_cpus=0, max_restarts=0, scheduling_strategy=strategy, **self._lifetime(worker)
+            )
             .remote()
         )
         self._actors[worker] = actor
-        end = actor.run.remote(self._head, worker, self._scheme, num_threads)
+        run = actor.run_alone if self._outlive_head else actor.run
+        end = run.remote(self._head, worker, self._scheme, num_threads)
         end.future().add_done_callback(lambda future: self._ended.put((worker, _reason(future))))
+
+    def start_spare(self, worker: str, node: str) -> None:
+        self.start(worker, node, num_threads=1)
+
+    def place(self, worker: str, num_threads: int) -> tuple[int, ...]:
+        """Which cores are free on another machine only its system knows."""
+        del worker, num_threads
+        return ()
+
+    def adopt(self, worker: str, node: str, pid: int) -> None:
+        """By its name: actors that outlive their head have one."""
+        try:
+            self._actors[worker] = ray.get_actor(worker, namespace=RAY_NAMESPACE)
+        except ValueError as error:
+            raise PlacementError(
+                f"worker {worker} (process {pid} on '{node}') is not there any more: {error}"
+            ) from error
 
     def stop(self, worker: str) -> None:
         actor = self._actors.get(worker)
@@ -120,6 +150,11 @@ class RayLauncher:
         self._ended.put(None)
         self._thread.join()
         ray.shutdown()
+
+    def _lifetime(self, worker: str) -> dict[str, str]:
+        if not self._outlive_head:
+            return {}
+        return {"lifetime": "detached", "name": worker, "namespace": RAY_NAMESPACE}
 
     def _connect_again(self, alive: set[str]) -> None:
         """After this machine's Ray was restarted. All workers started before have ended by then."""
@@ -144,6 +179,16 @@ class RayLauncher:
 
 class _WorkerHost:
     """Runs in a process of the node that it is pinned to."""
+
+    def run_alone(self, head: str, worker: str, scheme: str, num_threads: int) -> str:
+        """The same for an actor that nobody may be left to end: its process ends with the worker.
+
+        Whoever has started it, if that is still there, hears why before.
+        """
+        try:
+            return self.run(head, worker, scheme, num_threads)
+        finally:
+            threading.Timer(_LAST_WORD_S, os._exit, [0]).start()
 
     def run(self, head: str, worker: str, scheme: str, num_threads: int) -> str:
         """ "" after an end in order, else what went wrong: only text may come back."""
