@@ -88,20 +88,26 @@ class Where(msgspec.Struct, frozen=True):
         return None
 
 
-def deploy_at(config: EngineConfig, where: Where) -> Deployment:
-    """Start a model there, saying what is decided. Raises ShoalError when it cannot."""
+def deploy_at(config: EngineConfig, where: Where, port: int) -> Deployment:
+    """Start a model there, saying what is decided. Raises ShoalError when it cannot.
+
+    The next server of the model on the same port may take its workers over.
+    """
     # torch takes seconds to import, which `--help` must not wait for.
     from shoal.fleet.deployment import deploy  # noqa: PLC0415
 
     goal = where.goal(config)
+    key = f"{config.served_name or config.model} on port {port}" if config.hold_s else None
     if where.cluster:
-        return _deploy_on_cluster(config, where, goal)
+        return _deploy_on_cluster(config, where, goal, key)
     if goal is not None:
         _explain_this_machine(config, goal)
-    return deploy(config)
+    return deploy(config, session_key=key)
 
 
-def _deploy_on_cluster(config: EngineConfig, where: Where, goal: Goal | None) -> Deployment:
+def _deploy_on_cluster(
+    config: EngineConfig, where: Where, goal: Goal | None, session_key: str | None
+) -> Deployment:
     from shoal.fleet.start_cluster import start_cluster_fleet  # noqa: PLC0415
     from shoal.fleet.state import state_folder  # noqa: PLC0415
 
@@ -116,6 +122,7 @@ def _deploy_on_cluster(config: EngineConfig, where: Where, goal: Goal | None) ->
             state_folder(where.state),
             goal,
             insecure_plaintext=where.insecure_plaintext,
+            session_key=session_key,
             report=report,
             say=note,
         )

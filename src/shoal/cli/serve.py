@@ -32,6 +32,14 @@ from shoal.cli.placing import (
     deploy_at,
     judged_after_a_minute,
 )
+from shoal.cli.recovery_options import (
+    DEAD_AFTER_S,
+    HOLD_S,
+    DeadAfterOption,
+    HoldOption,
+    RecoveryTimeoutOption,
+    SparesOption,
+)
 from shoal.cli.split_options import (
     LayersOption,
     PipelineOption,
@@ -138,6 +146,10 @@ def serve(
     route: RouteOption = "prefix",
     wire: WireFormatOption = "exact",
     transport: TransportOption = "auto",
+    spares: SparesOption = 0,
+    dead_after: DeadAfterOption = DEAD_AFTER_S,
+    recovery_timeout: RecoveryTimeoutOption = 60.0,
+    hold: HoldOption = HOLD_S,
     placement: PlacementOption = None,
     cluster: ClusterOption = False,
     objective: ObjectiveOption = "balanced",
@@ -162,6 +174,11 @@ def serve(
             prefix_caching=not no_prefix_cache,
             num_threads=threads,
             stall_s=stall_after,
+            dead_after_s=dead_after,
+            recovery_timeout_s=recovery_timeout,
+            spares=spares,
+            # A server on a port that the system chose cannot be found again.
+            hold_s=hold if port else 0.0,
             split=make_split(pipeline, tensor, replicas, layers, shares, route, wire, transport),
         )
         where = Where(placement, cluster, objective, insecure_plaintext, state)
@@ -180,7 +197,7 @@ def run_server(
         files = fetch(config.model, accept_terms=accept_terms)
         note(f"loading {files.name} ({human_bytes(size_of(files.path))}) from {files.path}")
         start_s = time.perf_counter()
-        deployment = deploy_at(config, where)
+        deployment = deploy_at(config, where, port)
         try:
             info = deployment.engine.info
             note(f"{info.description}; ready in {time.perf_counter() - start_s:.1f} s")

@@ -46,12 +46,16 @@ class InProcess:
         self.engine.close()
 
 
-def deploy(config: EngineConfig, *, report: Progress = silent) -> Deployment:
+def deploy(
+    config: EngineConfig, *, session_key: str | None = None, report: Progress = silent
+) -> Deployment:
     """Start a model on this machine, divided as `config.split` says.
+
+    Workers of an earlier head of the same `session_key` are taken back: see `start_local_fleet`.
 
     Raises SourceError (no such model, a broken file, no network), ConfigError, OutOfMemory,
     UnsupportedByModel, PeerLost.
     """
     if config.split.num_workers == 1:
         return InProcess(start_engine(config, report=report))
-    return start_local_fleet(config, report=report)
+    return start_local_fleet(config, session_key=session_key, report=report)
