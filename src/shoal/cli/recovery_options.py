@@ -1,0 +1,53 @@
+"""The options about losses: how soon they are noticed, and what stands ready."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from shoal.config import DEAD_AFTER_S
+
+RECOVERY_PANEL = "When something dies"
+HOLD_S = 60.0
+
+SparesOption = Annotated[
+    int,
+    typer.Option(
+        help="Worker processes that stand by for lost ones, with the weights read as far as "
+        "memory allows.",
+        rich_help_panel=RECOVERY_PANEL,
+    ),
+]
+DeadAfterOption = Annotated[
+    float,
+    typer.Option(
+        help="Seconds without a heartbeat after which a worker is replaced.",
+        rich_help_panel=RECOVERY_PANEL,
+    ),
+]
+RecoveryTimeoutOption = Annotated[
+    float,
+    typer.Option(
+        help="Seconds that requests wait for workers when none can be had; then they are told to "
+        "come again.",
+        rich_help_panel=RECOVERY_PANEL,
+    ),
+]
+HoldOption = Annotated[
+    float,
+    typer.Option(
+        help="Seconds that workers wait, weights loaded, for a new 'shoal serve' on the same port "
+        "when this one dies; 0 ends them with it.",
+        rich_help_panel=RECOVERY_PANEL,
+    ),
+]
+
+__all__ = [
+    "DEAD_AFTER_S",
+    "HOLD_S",
+    "DeadAfterOption",
+    "HoldOption",
+    "RecoveryTimeoutOption",
+    "SparesOption",
+]
