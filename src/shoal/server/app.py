@@ -10,9 +10,11 @@ from starlette.types import Scope
 
 from shoal.engine.api import AsyncEngine
 from shoal.errors import ShoalError
+from shoal.journal.api import Journal, NoJournal
 from shoal.server.errors import error_form, error_response, json_response
 from shoal.server.metrics import Metrics
 from shoal.server.request_id import RequestIdMiddleware
+from shoal.server.responses import Responses
 from shoal.server.routes import chat, completions, embeddings, models, operations, tokenize
 from shoal.server.service import Service
 
@@ -20,11 +22,21 @@ MAX_BODY_BYTES = 8 * 2**20
 
 _ROUTES = (chat, completions, embeddings, tokenize, models, operations)
 
-_MODEL_PATH = "/v1/models/"
+_NAMES = {
+    f"{models.PATH}/": "{name}",
+    f"{chat.PATH}/": "{response_id}",
+    f"{completions.PATH}/": "{response_id}",
+}
+"""What follows these paths is the client's choice."""
 
 
-def create_app(engine: AsyncEngine, *, max_body_bytes: int = MAX_BODY_BYTES) -> FastAPI:
-    """An ASGI app that serves `engine`; it neither starts nor stops it."""
+def create_app(
+    engine: AsyncEngine,
+    *,
+    max_body_bytes: int = MAX_BODY_BYTES,
+    journal: Journal | None = None,
+) -> FastAPI:
+    """An ASGI app that serves `engine`; it neither starts nor stops it, nor `journal`."""
     metrics = Metrics(engine)
     app = FastAPI(
         title="Shoal",
@@ -35,7 +47,9 @@ def create_app(engine: AsyncEngine, *, max_body_bytes: int = MAX_BODY_BYTES) -> 
         # What happens here is in /metrics; nothing is to be sent to anyone's collector.
         telemetry={"tracing": False, "metrics": False, "logs": False},
     )
-    app.state.service = Service(engine, metrics, max_body_bytes)
+    app.state.service = Service(
+        engine, metrics, max_body_bytes, Responses(engine, metrics, journal or NoJournal())
+    )
     for routes in _ROUTES:
         app.include_router(routes.router)
     known = frozenset(str(path) for path in app.openapi()["paths"])
@@ -53,7 +67,8 @@ def _endpoint(path: str, known: frozenset[str]) -> str:
     """A label of few values, whatever paths clients make up."""
     if path in known:
         return path
-    return f"{_MODEL_PATH}{{name}}" if path.startswith(_MODEL_PATH) else "other"
+    of_one = (f"{start}{name}" for start, name in _NAMES.items() if path.startswith(start))
+    return next(of_one, "other")
 
 
 async def _refused(_: Request, error: Exception) -> Response:

@@ -51,6 +51,10 @@ class RequestTooLarge(InvalidRequest):
     status = 413
 
 
+class UnknownResponse(InvalidRequest):
+    status = 404
+
+
 class WrongContentType(InvalidRequest):
     status = 415
 

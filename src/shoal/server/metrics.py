@@ -170,13 +170,15 @@ class Metrics:
 class GenerationMeter:
     """Measures one request's samples from their deltas."""
 
-    def __init__(self, metrics: Metrics, endpoint: str, num_samples: int) -> None:
+    def __init__(
+        self, metrics: Metrics, endpoint: str, num_samples: int, *, num_ended: int = 0
+    ) -> None:
         self._metrics = metrics
         self._endpoint = endpoint
         self._start_s = time.perf_counter()
         self._last_token_s: list[float | None] = [None] * num_samples
         self._num_tokens = [0] * num_samples
-        self._num_open = num_samples
+        self._num_open = num_samples - num_ended
 
     def record(self, sample: int, delta: Delta) -> None:
         if delta.token_ids:

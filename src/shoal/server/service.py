@@ -11,6 +11,7 @@ from shoal.engine.api import AsyncEngine
 from shoal.errors import UnknownModel
 from shoal.server.json_body import read_json
 from shoal.server.metrics import Metrics
+from shoal.server.responses import Responses
 from shoal.server.schema import Schema, parse
 
 SchemaT = TypeVar("SchemaT", bound=Schema)
@@ -21,10 +22,18 @@ class Service:
     engine: AsyncEngine
     metrics: Metrics
     max_body_bytes: int
+    responses: Responses
 
     async def read(self, request: Request, schema: type[SchemaT]) -> SchemaT:
         """The request's body. Raises InvalidRequest, UnknownModel, ClientDisconnect."""
-        payload = await read_json(request, self.max_body_bytes)
+        return self.parse(schema, await self.read_json(request))
+
+    async def read_json(self, request: Request) -> dict[str, Any]:
+        """Raises InvalidRequest, ClientDisconnect."""
+        return await read_json(request, self.max_body_bytes)
+
+    def parse(self, schema: type[SchemaT], payload: dict[str, Any]) -> SchemaT:
+        """Raises InvalidRequest, UnknownModel."""
         asked = parse(schema, payload)
         name: Any = getattr(asked, "model", None)
         if name is not None:

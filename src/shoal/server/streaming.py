@@ -15,8 +15,8 @@ from starlette.types import Receive, Scope, Send
 
 from shoal.errors import ShoalError
 from shoal.server.errors import error_body, unexpected
-from shoal.server.generation import Generation, Sample
 from shoal.server.request_id import request_id_of
+from shoal.server.response_log import Follower
 
 T = TypeVar("T")
 
@@ -26,9 +26,9 @@ _logger = logging.getLogger(__name__)
 _encoder = msgspec.json.Encoder()
 
 
-def event(data: Any) -> bytes:
+def event(data: Any, place: bytes = b"") -> bytes:
     """One server-sent event. JSON has no raw line breaks, so it always fits one line."""
-    return b"data: " + _encoder.encode(data) + b"\n\n"
+    return place + b"data: " + _encoder.encode(data) + b"\n\n"
 
 
 async def while_connected(receive: Receive, work: Coroutine[Any, Any, T]) -> T:
@@ -46,14 +46,6 @@ async def while_connected(receive: Receive, work: Coroutine[Any, Any, T]) -> T:
     return working.result()
 
 
-async def collect(receive: Receive, generation: Generation) -> list[Sample]:
-    """Every sample, whole; however it ends, `generation` is closed. Raises ClientDisconnect."""
-    try:
-        return await while_connected(receive, generation.collect())
-    finally:
-        generation.close()
-
-
 async def _disconnect(receive: Receive) -> None:
     while (await receive())["type"] != "http.disconnect":
         pass
@@ -63,16 +55,19 @@ class EventStream(Response):
     """A response that sends `events` as they come, then `[DONE]`.
 
     An error after the first byte can no longer be a status: it becomes an event. However it
-    ends, `generation` is closed.
+    ends, `follower` is closed.
     """
 
     media_type = "text/event-stream"
 
-    def __init__(self, generation: Generation, events: AsyncGenerator[bytes, None]) -> None:
+    def __init__(
+        self, follower: Follower, events: AsyncGenerator[bytes, None], headers: dict[str, str]
+    ) -> None:
         # A proxy that buffers would hold the tokens back (nginx reads the second header).
-        super().__init__(headers={"cache-control": "no-cache", "x-accel-buffering": "no"})
+        no_waiting = {"cache-control": "no-cache", "x-accel-buffering": "no"}
+        super().__init__(headers=no_waiting | headers)
         del self.headers["content-length"]
-        self._generation = generation
+        self._follower = follower
         self._events = events
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -81,7 +76,7 @@ class EventStream(Response):
         except (ClientDisconnect, OSError):
             _logger.info("%s: the client left", request_id_of(scope))
         finally:
-            self._generation.close()
+            self._follower.close()
 
     async def _send_all(self, scope: Scope, send: Send) -> None:
         await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})

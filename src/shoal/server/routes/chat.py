@@ -2,27 +2,21 @@
 
 from __future__ import annotations
 
-import time
-import uuid
-from collections.abc import AsyncGenerator
-from contextlib import aclosing
 from typing import Any
 
 from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import Response
 
-from shoal.engine.api import Delta
+from shoal.engine.api import AsyncEngine, Delta
+from shoal.journal.api import Accepted
 from shoal.messages import TokenLogprobs
-from shoal.server.errors import json_response
-from shoal.server.generation import Generation, Sample
+from shoal.server.answering import Endpoint, come_back, create
+from shoal.server.gathered import Gathered, Sample
 from shoal.server.logprobs import chat_logprobs, prompt_logprobs
 from shoal.server.prompts import tokenize_chat
 from shoal.server.schema import request_body
 from shoal.server.schema_chat import ChatRequest
-from shoal.server.service import service_of
-from shoal.server.streaming import EventStream, collect, event
-from shoal.weights.tokenizer import Tokenizer
 
 PATH = "/v1/chat/completions"
 
@@ -32,40 +26,45 @@ router = APIRouter()
 @router.post(PATH, openapi_extra=request_body(ChatRequest))
 async def create_chat_completion(request: Request) -> Response:
     """Answer a conversation, with the model's own chat template."""
-    service = service_of(request)
-    asked = await service.read(request, ChatRequest)
-    params = asked.params()
-    engine = service.engine
-    prompt = await tokenize_chat(engine, asked.messages, asked.chat_template_kwargs)
-    generation = Generation(engine, service.metrics, PATH, [prompt], params, asked.priority)
-    answer = ChatAnswer(asked, engine.info.name, engine.tokenizer, generation)
-    if asked.stream:
-        return EventStream(generation, answer.events())
-    return json_response(answer.body(await collect(request.receive, generation)))
+    return await create(request, ENDPOINT)
+
+
+@router.get(PATH + "/{response_id}")
+async def get_chat_completion(request: Request, response_id: str) -> Response:
+    """An answer begun before, whole or the rest of its stream."""
+    return await come_back(request, ENDPOINT, response_id)
+
+
+async def _tokenize(engine: AsyncEngine, asked: ChatRequest) -> list[list[int]]:
+    return [await tokenize_chat(engine, asked.messages, asked.chat_template_kwargs)]
 
 
 class ChatAnswer:
     """Puts the samples of one generation into OpenAI's form, whole or chunk by chunk."""
 
-    def __init__(
-        self, asked: ChatRequest, model: str, tokenizer: Tokenizer, generation: Generation
-    ) -> None:
+    def __init__(self, asked: ChatRequest, engine: AsyncEngine, accepted: Accepted) -> None:
         self._asked = asked
-        self._tokenizer = tokenizer
-        self._generation = generation
+        self._tokenizer = engine.tokenizer
+        self._gathered = Gathered(accepted)
+        self._begun: set[int] = set()
+        self._usage = {"usage": None} if asked.wants_stream_usage else {}
         self._base = {
-            "id": f"chatcmpl-{uuid.uuid4().hex}",
+            "id": accepted.response_id,
             "object": "chat.completion.chunk" if asked.stream else "chat.completion",
-            "created": int(time.time()),
-            "model": model,
+            "created": accepted.created_s,
+            "model": engine.info.name,
         }
 
-    def body(self, samples: list[Sample]) -> dict[str, Any]:
-        choices = [self._choice(index, sample) for index, sample in enumerate(samples)]
-        body: dict[str, Any] = {**self._base, "choices": choices, "usage": self._generation.usage()}
-        prompt = self._generation.prompts[0]
+    @classmethod
+    async def of(cls, engine: AsyncEngine, asked: ChatRequest, accepted: Accepted) -> ChatAnswer:
+        return cls(asked, engine, accepted)
+
+    def body(self, gathered: Gathered) -> dict[str, Any]:
+        choices = [self._choice(index, sample) for index, sample in enumerate(gathered.samples)]
+        body: dict[str, Any] = {**self._base, "choices": choices, "usage": gathered.usage()}
+        prompt = gathered.prompts[0]
         if self._asked.prompt_logprobs is not None:
-            scores = self._generation.prompt_logprobs[0] or []
+            scores = gathered.prompt_logprobs[0]
             body["prompt_logprobs"] = prompt_logprobs(
                 self._tokenizer, prompt, scores, self._asked.prompt_logprobs
             )
@@ -73,19 +72,21 @@ class ChatAnswer:
             body["prompt_token_ids"] = prompt
         return body
 
-    async def events(self) -> AsyncGenerator[bytes, None]:
-        usage = {"usage": None} if self._asked.wants_stream_usage else {}
-        begun: set[int] = set()
-        async with aclosing(self._generation.deltas()) as deltas:
-            async for index, delta in deltas:
-                if index not in begun:
-                    yield event({**self._base, **self._opening(index, first=not begun), **usage})
-                    begun.add(index)
-                choice = self._chunk(index, delta)
-                if choice is not None:
-                    yield event({**self._base, "choices": [choice], **usage})
-        if usage:
-            yield event({**self._base, "choices": [], "usage": self._generation.usage()})
+    def chunks(self, index: int, delta: Delta) -> list[dict[str, Any] | None]:
+        self._gathered.add(index, delta)
+        chunks: list[dict[str, Any] | None] = []
+        if index not in self._begun:
+            opening = self._opening(index, first=not self._begun)
+            chunks.append({**self._base, **opening, **self._usage})
+            self._begun.add(index)
+        choice = self._chunk(index, delta)
+        chunks.append(choice and {**self._base, "choices": [choice], **self._usage})
+        return chunks
+
+    def closing(self) -> list[dict[str, Any]]:
+        if not self._usage:
+            return []
+        return [{**self._base, "choices": [], "usage": self._gathered.usage()}]
 
     def _choice(self, index: int, sample: Sample) -> dict[str, Any]:
         assert sample.finish_reason is not None
@@ -110,7 +111,7 @@ class ChatAnswer:
         }
         opening: dict[str, Any] = {"choices": [choice]}
         if first and self._asked.return_token_ids:
-            opening["prompt_token_ids"] = self._generation.prompts[0]
+            opening["prompt_token_ids"] = self._gathered.prompts[0]
         return opening
 
     def _chunk(self, index: int, delta: Delta) -> dict[str, Any] | None:
@@ -136,3 +137,13 @@ class ChatAnswer:
         if not self._asked.logprobs:
             return None
         return chat_logprobs(self._tokenizer, token_ids, scores)
+
+
+ENDPOINT = Endpoint(
+    path=PATH,
+    prefix="chatcmpl",
+    schema=ChatRequest,
+    params=ChatRequest.params,
+    tokenize=_tokenize,
+    answer=ChatAnswer.of,
+)

@@ -12,10 +12,12 @@ from shoal.engine.api import ModelInfo
 from shoal.server.errors import json_response
 from shoal.server.service import service_of
 
+PATH = "/v1/models"
+
 router = APIRouter()
 
 
-@router.get("/v1/models")
+@router.get(PATH)
 async def list_models(request: Request) -> Response:
     """The model served here."""
     info = service_of(request).engine.info
@@ -23,7 +25,7 @@ async def list_models(request: Request) -> Response:
 
 
 # A model's name may be a path or hold a slash.
-@router.get("/v1/models/{name:path}")
+@router.get(PATH + "/{name:path}")
 async def get_model(request: Request, name: str) -> Response:
     """One model by its name."""
     service = service_of(request)
