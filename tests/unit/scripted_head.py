@@ -7,17 +7,29 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import msgspec
 import torch
 
 from shoal.config import EngineConfig
+from shoal.errors import PeerLost
 from shoal.messages import Chunk, Plan, Sampling
 from shoal.parallel.channel import Channel
-from shoal.parallel.control import Alive, Form, FromWorker, Greeting, Hello, Load, ToWorker, Usage
+from shoal.parallel.control import (
+    Alive,
+    Form,
+    FromWorker,
+    Greeting,
+    Hello,
+    Load,
+    Prepare,
+    Stop,
+    ToWorker,
+    Usage,
+)
 from shoal.parallel.endpoint import LocalOnly, dial, listen
 from shoal.parallel.partition import Shard
 from shoal.worker import process
@@ -39,8 +51,23 @@ class ScriptedHead:
         worker.welcome(self._listener.accept(WAIT_S), self._listener.accept(WAIT_S))
         return worker
 
+    def take_back(self, worker: ScriptedWorker) -> None:
+        """One that has lost its head calls this one."""
+        self.workers.append(worker)
+        worker.welcome(self._listener.accept(WAIT_S), self._listener.accept(WAIT_S))
+
+    def vanish(self) -> list[ScriptedWorker]:
+        """Die, and leave the workers."""
+        self._listener.close()
+        workers, self.workers = self.workers, []
+        for worker in workers:
+            worker.hang_up()
+        return workers
+
     def close(self) -> None:
         for worker in self.workers:
+            with suppress(PeerLost):
+                worker.say(Stop())
             worker.hang_up()
             worker.join()
         self._listener.close()
@@ -58,11 +85,14 @@ class ScriptedWorker:
         self._thread.start()
 
     def welcome(self, first: Channel, second: Channel) -> None:
-        self.hellos = [
-            msgspec.msgpack.decode(channel.receive(WAIT_S)[0], type=Hello)
+        """In either order: each shakes hands on a thread of its own."""
+        said = [
+            (msgspec.msgpack.decode(channel.receive(WAIT_S)[0], type=Hello), channel)
             for channel in (first, second)
         ]
-        self.commands, self.reports = first, second
+        said.sort(key=lambda each: each[0].direction)
+        self.hellos = [hello for hello, _ in said]
+        self.commands, self.reports = (channel for _, channel in said)
 
     @property
     def address(self) -> str:
@@ -106,11 +136,25 @@ def neighbour(worker: ScriptedWorker, greeting: Greeting) -> Channel:
     return channel
 
 
-def load_of(path: Path, shard: Shard) -> Load:
-    config = EngineConfig(
-        model=str(path), dtype="float32", block_size=16, kv_memory_bytes=2**20, stall_s=WAIT_S
+def config_of(path: Path, *, hold_s: float = 0.0) -> EngineConfig:
+    return EngineConfig(
+        model=str(path),
+        dtype="float32",
+        block_size=16,
+        kv_memory_bytes=2**20,
+        stall_s=WAIT_S,
+        hold_s=hold_s,
     )
-    return Load(config=config, path=str(path), shard=shard, memory_share=1.0, own_cores=False)
+
+
+def load_of(path: Path, shard: Shard, *, hold_s: float = 0.0, **more: Any) -> Load:
+    config = config_of(path, hold_s=hold_s)
+    load = Load(config=config, path=str(path), shard=shard, memory_share=1.0, own_cores=False)
+    return msgspec.structs.replace(load, **more)
+
+
+def prepare_of(path: Path, shard: Shard, *, hold_s: float = 0.0) -> Prepare:
+    return Prepare(config=config_of(path, hold_s=hold_s), path=str(path), shard=shard)
 
 
 def form_of(epoch: int, **more: object) -> Form:

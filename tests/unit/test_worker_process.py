@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import socket
 import tempfile
 import time
@@ -24,16 +25,16 @@ from scripted_head import (
 )
 from shared_models import ALL, DIMS, FIRST_HALF, SECOND_HALF, make_model
 
-from shoal.config import Transport
+from shoal.config import HEARTBEAT_S, Transport
 from shoal.errors import PeerLost
 from shoal.messages import Chunk, StepResult
 from shoal.parallel.address import parse_address
 from shoal.parallel.channel import Channel
-from shoal.parallel.control import Failed, Formed, Greeting, Loaded, Stop, Usage
+from shoal.parallel.control import Alive, Failed, Formed, FromWorker, Greeting, Loaded, Stop, Usage
 from shoal.parallel.endpoint import LocalOnly, dial
 from shoal.parallel.partition import Shard, Span, shards_of
 from shoal.weights.source import resolve
-from shoal.worker import peers
+from shoal.worker import neighbours, peers
 from shoal.worker.worker import load_worker
 
 
@@ -90,6 +91,24 @@ def test_a_worker_introduces_itself_on_both_connections(head: ScriptedHead) -> N
     assert down.service == up.service == "worker"
     assert down.caller == up.caller == "r0s0t0-1"
     assert down.address == up.address and down.address.endswith("r0s0t0-1.sock")
+    assert down.pid == up.pid == os.getpid() and (down.shards, down.epoch) == ((), 0)
+
+
+def test_a_worker_gives_signs_of_life_whatever_it_does(head: ScriptedHead, model: Path) -> None:
+    worker = loaded(head, model, SECOND_HALF)
+    worker.say(form_of(1, previous_rank=0))  # waits for a neighbour that does not come
+    beats = 0
+    start_s = time.monotonic()
+    while time.monotonic() - start_s < 5 * HEARTBEAT_S:
+        header, _ = worker.reports.receive(5 * HEARTBEAT_S)
+        beats += isinstance(msgspec.msgpack.decode(header, type=FromWorker), Alive)
+    assert 3 <= beats <= 6
+
+
+def test_a_worker_whose_heartbeat_cannot_be_sent_has_lost_its_head(head: ScriptedHead) -> None:
+    worker = head.hire()
+    worker.reports.close()
+    worker.join()
 
 
 def test_a_worker_loads_forms_and_steps(head: ScriptedHead, model: Path) -> None:
@@ -251,6 +270,23 @@ def test_a_newer_form_interrupts_one_whose_neighbour_does_not_come(
     assert worker.hear(Formed).epoch == 2
     assert time.monotonic() - start_s < WAIT_S / 2
     new.close()
+
+
+def test_a_neighbour_out_of_reach_is_named(
+    head: ScriptedHead, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One whose system still accepts connections, but that does not answer."""
+    monkeypatch.setattr(neighbours, "DIAL_S", 0.1)
+    worker = loaded(head, model, FIRST_HALF)
+    with tempfile.TemporaryDirectory() as folder, socket.socket(socket.AF_UNIX) as frozen:
+        frozen.bind(f"{folder}/frozen.sock")
+        frozen.listen()
+        addresses = [f"unix:{folder}/frozen.sock", f"unix:{folder}/gone.sock"]
+        for epoch, address in enumerate(addresses, start=1):
+            worker.say(form_of(epoch, next_stage=[address]))
+            failed = worker.hear(Failed)
+            assert (failed.kind, failed.epoch) == ("PeerLost", epoch)
+            assert failed.unreachable == address and address in failed.message
 
 
 @pytest.mark.parametrize("rank", [0, 1])
