@@ -21,14 +21,12 @@ from shoal.engine.recovery import Recovery
 from shoal.errors import EngineStopped, InternalError, PeerLost, ShoalError
 from shoal.messages import Event, StepResult
 from shoal.request import Request, SamplingParams
+from shoal.schedule.caution import Caution
 from shoal.schedule.scheduler import Scheduler
 from shoal.weights.tokenizer import Tokenizer
 
 log = logging.getLogger(__name__)
 
-# So many losses without a finished step in between are no bad luck: a step kills its workers, or
-# takes longer than they are given.
-_HOPELESS_LOSSES = 5
 _RETRY_AFTER_S = 5.0
 
 
@@ -68,7 +66,7 @@ class Engine:
         self._chronicle = Chronicle(replica)
         self._refusal: str | None = None
         """Why new requests are refused for now."""
-        self._losses_in_a_row = 0
+        self._caution = Caution(scheduler.limits.max_running)
         self._last_progress_s = time.monotonic()
         self._num_steps = 0
         self._step_s = 0.0
@@ -201,11 +199,8 @@ class Engine:
             else:
                 self._advance()
         except PeerLost as error:
-            self._losses_in_a_row += 1
-            if self._losses_in_a_row >= _HOPELESS_LOSSES:
-                self._abandon(error)
-            else:
-                self._begin_epoch(error.message, error.noticed_by)
+            self._beware(error)
+            self._begin_epoch(error.message, error.noticed_by)
         except EngineStopped:
             raise
         except Exception as error:
@@ -251,7 +246,9 @@ class Engine:
                 message = f"the result of a step could not be published: {error}"
                 self._fail([event.request_id], InternalError(message))
         self._last_progress_s = time.monotonic()
-        self._losses_in_a_row = 0
+        if self._caution.is_careful:
+            self._caution.finished()
+            self._scheduler.limit_running(self._caution.max_running)
         if self._chronicle.open and any(part.token_id is not None for part in result.results):
             self._chronicle.end("recovered")
 
@@ -318,10 +315,18 @@ class Engine:
         stream = self.tokenizer.stream(skip_special=params.skip_special_tokens)
         return Detokenizer(stream, params.stop)
 
+    def _beware(self, error: PeerLost) -> None:
+        """A request that kills whoever computes it must not keep all others waiting for ever."""
+        with self._lock:
+            killer = self._caution.lost(self._scheduler.running_ids)
+            self._scheduler.limit_running(self._caution.max_running)
+            if killer is not None:
+                message = f"computing this request has ended its workers several times: {error}"
+                self._fail([killer], InternalError(message))
+
     def _abandon(self, error: Exception) -> None:
         """A step failed: what was running gets an error, what waits goes on in a new epoch."""
         log.exception("a step failed; its requests end with an error", exc_info=error)
-        self._losses_in_a_row = 0
         with self._lock:
             message = f"the step that computed this request failed: {error}"
             self._fail(self._scheduler.running_ids, InternalError(message))

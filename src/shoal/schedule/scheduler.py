@@ -62,6 +62,7 @@ class Scheduler:
         self._gate = GroupGate()
         self._running: list[Sequence] = []  # sorted by rank
         self._flights: dict[int, Flight] = {}  # by step
+        self._max_running = max_running
         self._epoch = epoch
         self._step = 0
         self._tally = Tally()
@@ -165,6 +166,10 @@ class Scheduler:
         if cache_lost:
             self._cache.forget_content()
 
+    def limit_running(self, max_running: int) -> None:
+        """Admit no more than so many from now on; those that run already go on."""
+        self._max_running = max_running
+
     def resize(self, *, num_blocks: int, max_in_flight: int, epoch: int) -> list[int]:
         """Go on with another cache and depth, after a `new_epoch` that lost the old cache.
 
@@ -239,7 +244,7 @@ class Scheduler:
 
         The first that does not fit stops the others: overtaking would starve the large ones.
         """
-        while flight.budget_tokens > 0 and len(self._running) < self.limits.max_running:
+        while flight.budget_tokens > 0 and len(self._running) < self._max_running:
             sequence = self._waiting.peek()
             if sequence is None:
                 return
@@ -350,7 +355,7 @@ class Scheduler:
     # ---- room -----------------------------------------------------------------------------
 
     def _has_room_for(self, sequence: Sequence) -> bool:
-        return len(self._running) < self.limits.max_running and self._cache.fits(sequence)
+        return len(self._running) < self._max_running and self._cache.fits(sequence)
 
     def _make_room(self, sequence: Sequence) -> bool:
         """Blocks for a running sequence's next token, at the cost of lower ranks if need be."""
