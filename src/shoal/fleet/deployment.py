@@ -56,6 +56,6 @@ def deploy(
     Raises SourceError (no such model, a broken file, no network), ConfigError, OutOfMemory,
     UnsupportedByModel, PeerLost.
     """
-    if config.split.num_workers == 1:
+    if config.split.num_workers == 1 and not config.spares:
         return InProcess(start_engine(config, report=report))
     return start_local_fleet(config, session_key=session_key, report=report)

@@ -95,8 +95,6 @@ class Fleet:
         self._is_closing = True
         self.engine.close()
         with self._moving:
-            if self._session is not None:
-                self._session.note(num_workers=0)
             self._resources.close()
 
     # ---- what an operator asks for --------------------------------------------------------

@@ -23,8 +23,8 @@ from shoal.parallel.control import Load
 from shoal.parallel.endpoint import UNNAMED_PEERS
 from shoal.weights.cache import Progress, silent
 
-# Workers call the address of their head four times a second.
-_COME_BACK_S = 3.0
+# Workers call the address of their head four times a second: who has not come by then has gone.
+_COME_BACK_S = 1.0
 _LOOK_S = 0.05
 
 
@@ -71,12 +71,11 @@ class Muster:
     def take_back(self, num_workers: int, node_of: Callable[[WorkerLine], str]) -> int:
         """Have workers that lost their head stand by, `num_workers` if they come. Returns how many
         did."""
-        deadline_s = time.monotonic() + _COME_BACK_S
-        number = 0
+        number, deadline_s = 0, time.monotonic() + _COME_BACK_S
         while number < num_workers and time.monotonic() < deadline_s:
             for line in self._reception.strays():
                 self.spares.adopt(line, node_of(line))
-                number += 1
+                number, deadline_s = number + 1, time.monotonic() + _COME_BACK_S
             time.sleep(_LOOK_S)
         return number
 

@@ -57,6 +57,12 @@ class Session:
             self._left.num_workers = num_workers
         self._write()
 
+    def close(self) -> None:
+        """An end in order: nothing is left to the next head but the lock."""
+        (self.folder / _FILE).unlink(missing_ok=True)
+        for socket in self.folder.glob("*.sock"):
+            socket.unlink(missing_ok=True)
+
     def _write(self) -> None:
         path = self.folder / _FILE
         new = path.with_suffix(".new")
@@ -82,7 +88,9 @@ def open_session(key: str | None) -> Iterator[Session]:
             raise ConfigError(
                 f"another 'shoal serve' is running as {key}: stop it, or choose another --port"
             ) from None
-        yield Session(folder)
+        session = Session(folder)
+        yield session
+        session.close()
 
 
 def session_folder(key: str) -> Path:
