@@ -50,7 +50,10 @@ class Membership:
         self._signs[worker] = _Sign(heard_s, heard_s + self._dead_after_s)
 
     def heard(self, worker: str, now_s: float) -> None:
-        """A sign of life; of one that is not watched, or dead already, it changes nothing."""
+        """A sign of life; of one that is not watched, or dead already, it changes nothing.
+
+        Hand over each sign once: one that is older than the last look counts as of that look.
+        """
         sign = self._signs.get(worker)
         if sign is None:
             return
