@@ -9,6 +9,8 @@ from contextlib import ExitStack, contextmanager
 from functools import cache
 from pathlib import Path
 
+from pretended_nodes import PretendedNodes
+
 from shoal.config import EngineConfig, Split
 from shoal.engine.assembly import usable_cores
 from shoal.engine.local import start_engine
@@ -18,7 +20,7 @@ from shoal.fleet.fleet import Fleet
 from shoal.fleet.launch_local import LOCAL_NODE, LocalLauncher
 from shoal.fleet.muster import Muster
 from shoal.fleet.reception import Reception
-from shoal.fleet.site import FixedSite, Node
+from shoal.fleet.site import FixedSite
 from shoal.fleet.start_local import decoder_of
 from shoal.parallel.endpoint import LocalOnly, listen
 from shoal.request import SamplingParams
@@ -40,22 +42,29 @@ class Yard:
             self.reception.note_end(worker, f"exit status {status}")
 
         cores = usable_cores()
-        self.launcher = LocalLauncher(listener.address, folder, on_exit, cores=cores)
-        resources.callback(self.launcher.close)
+        launcher = LocalLauncher(listener.address, folder, on_exit, cores=cores)
+        resources.callback(launcher.close)
+        self.folder = folder
+        self.nodes = PretendedNodes(launcher, num_cores=len(cores))
         self._tokenizer = cache(load_tokenizer)
-        self._numbers = itertools.count(1)
-        self._node = Node(name=LOCAL_NODE, address="", num_cores=len(cores), memory_bytes=0)
+        # A launcher's workers never share a name, whichever fleet they are of.
+        self._first_numbers = itertools.count(1, 10_000)
 
     @contextmanager
     def fleet(self, config: EngineConfig) -> Iterator[Fleet]:
         files = resolve(config.model)
-        site = FixedSite(decoder_of(files), config.split, lambda: [self._node], "unix sockets")
+        site = FixedSite(decoder_of(files), config.split, self.nodes.as_site, "unix sockets")
         muster = Muster(
-            self.launcher, self.reception, config, path_on=lambda _node: str(files.path)
+            self.nodes,
+            self.reception,
+            config,
+            path_on=lambda _node: str(files.path),
+            home=[LOCAL_NODE],
+            first_number=next(self._first_numbers),
         )
-        # A launcher's workers never share a name, whichever fleet they are of.
-        muster._numbers = self._numbers
-        fleet = Fleet(config, site, muster, files, self._tokenizer(files), ExitStack())
+        resources = ExitStack()
+        resources.callback(muster.spares.close)
+        fleet = Fleet(config, site, muster, files, self._tokenizer(files), resources)
         try:
             yield fleet
         finally:
