@@ -11,19 +11,19 @@ import itertools
 import os
 import signal
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from functools import cache
 
 import psutil
 import pytest
 from msgspec import structs
+from split_answers import leads, same_answers
 from split_fleets import Asked, Yard, ask, open_yard, split_text, whole
 
 from shoal.config import EngineConfig, Split
 from shoal.engine.api import Delta
 from shoal.engine.outputs import RequestOutput, gather
 from shoal.fleet.deployment import AnyEngine
-from shoal.messages import TokenLogprobs
 from shoal.request import FinishReason, SamplingParams
 
 pytestmark = pytest.mark.slow
@@ -172,15 +172,21 @@ def test_every_feature_survives_a_split(model: str, split: Split, yard: Yard) ->
         assert expected.features[4].samples[0].finish_reason is FinishReason.STOP
 
 
-def test_a_split_model_forms_anew_in_mid_stream(yard: Yard) -> None:
+def test_new_workers_take_over_in_mid_stream(yard: Yard) -> None:
     with yard.fleet(config_of(SMOL, Split(pipeline=2, tensor=2))) as fleet:
+        (executor,) = fleet._executors
+        move = threading.Thread(target=fleet._change, args=(executor, executor.crew.placement))
 
-        def restart(num_tokens: int) -> None:
-            if num_tokens in (3, 9):
-                fleet.engine.restart()
+        def begin(num_tokens: int) -> None:
+            if num_tokens == 3:
+                move.start()
 
-        answer = watched(fleet.engine, STORY, restart)
-        assert fleet.engine.stats().epoch == 2
+        before = {worker.pid for worker in fleet.engine.stats().workers}
+        answer = watched(fleet.engine, STORY, begin)
+        move.join()
+        after = {worker.pid for worker in fleet.engine.stats().workers}
+        assert fleet.engine.stats().epoch > 1
+        assert len(after - before) == 4
     same_answers(calm(SMOL).story, [answer])
 
 
@@ -245,41 +251,3 @@ def worker_pids() -> list[int]:
     """In the order in which they were started."""
     (nursery,) = psutil.Process().children()
     return sorted(process.pid for process in nursery.children())
-
-
-def same_answers(expected: Sequence[RequestOutput], got: Sequence[RequestOutput]) -> None:
-    for whole_output, output in zip(expected, got, strict=True):
-        for calm_sample, sample in zip(whole_output.samples, output.samples, strict=True):
-            assert sample.token_ids == calm_sample.token_ids, difference(whole_output, output)
-            assert sample.text == calm_sample.text
-            assert sample.finish_reason is calm_sample.finish_reason
-            assert sample.stop_match == calm_sample.stop_match
-            same_logprobs(calm_sample.logprobs, sample.logprobs)
-        same_logprobs(whole_output.prompt_logprobs, output.prompt_logprobs)
-
-
-def same_logprobs(
-    expected: Sequence[TokenLogprobs] | None, got: Sequence[TokenLogprobs] | None
-) -> None:
-    assert (expected is None) == (got is None)
-    for whole_entry, entry in zip(expected or [], got or [], strict=True):
-        assert entry.logprob == pytest.approx(whole_entry.logprob, abs=1e-3)
-        assert entry.top_logprobs == pytest.approx(whole_entry.top_logprobs, abs=1e-3)
-        assert entry.top_ids == whole_entry.top_ids
-
-
-def leads(output: RequestOutput) -> list[float]:
-    """By how much the best token led the second best, step by step."""
-    entries = output.samples[0].logprobs or []
-    return [entry.top_logprobs[0] - entry.top_logprobs[1] for entry in entries]
-
-
-def difference(expected: RequestOutput, got: RequestOutput) -> str:
-    """Where the first sample's texts part, and how clear the choice was there."""
-    pairs = zip(expected.samples[0].token_ids, got.samples[0].token_ids, strict=False)
-    step = next((i for i, (one, other) in enumerate(pairs) if one != other), None)
-    if step is None:
-        return "another sample, or the length, differs"
-    told = leads(expected)
-    lead = f"{told[step]:.1e}" if told else "unknown"
-    return f"{expected.text!r} became {got.text!r} at step {step}, where the lead was {lead}"
