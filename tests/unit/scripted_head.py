@@ -43,18 +43,21 @@ class ScriptedHead:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._listener = listen(f"unix:{folder}/head.sock", LocalOnly())
+        self.address = self._listener.address
         self.workers: list[ScriptedWorker] = []
 
     def hire(self, name: str = "w") -> ScriptedWorker:
-        worker = ScriptedWorker(self._listener.address, name, self._folder)
-        self.workers.append(worker)
-        worker.welcome(self._listener.accept(WAIT_S), self._listener.accept(WAIT_S))
+        worker = ScriptedWorker(self.address, name, self._folder)
+        self.take_back(worker)
         return worker
 
+    def answer(self, line: ScriptedLine) -> None:
+        """A worker calls that was started elsewhere, or has lost its head."""
+        line.welcome(self._listener.accept(WAIT_S), self._listener.accept(WAIT_S))
+
     def take_back(self, worker: ScriptedWorker) -> None:
-        """One that has lost its head calls this one."""
         self.workers.append(worker)
-        worker.welcome(self._listener.accept(WAIT_S), self._listener.accept(WAIT_S))
+        self.answer(worker)
 
     def vanish(self) -> list[ScriptedWorker]:
         """Die, and leave the workers."""
@@ -73,16 +76,8 @@ class ScriptedHead:
         self._listener.close()
 
 
-class ScriptedWorker:
-    """The head's end of a worker whose process is a thread."""
-
-    def __init__(self, head_address: str, name: str, folder: Path) -> None:
-        self.error: BaseException | None = None
-        listen_at = f"unix:{folder}/{name}.sock"
-        self._thread = threading.Thread(
-            target=self._run, args=(head_address, name, LocalOnly(), listen_at, 1), name=name
-        )
-        self._thread.start()
+class ScriptedLine:
+    """The head's end of a worker, wherever that runs."""
 
     def welcome(self, first: Channel, second: Channel) -> None:
         """In either order: each shakes hands on a thread of its own."""
@@ -115,6 +110,18 @@ class ScriptedWorker:
     def hang_up(self) -> None:
         self.commands.close()
         self.reports.close()
+
+
+class ScriptedWorker(ScriptedLine):
+    """A worker whose process is a thread."""
+
+    def __init__(self, head_address: str, name: str, folder: Path) -> None:
+        self.error: BaseException | None = None
+        listen_at = f"unix:{folder}/{name}.sock"
+        self._thread = threading.Thread(
+            target=self._run, args=(head_address, name, LocalOnly(), listen_at, 1), name=name
+        )
+        self._thread.start()
 
     def join(self) -> None:
         self._thread.join(WAIT_S)
@@ -202,8 +209,14 @@ def num_open_files() -> int:
     return sum(1 for _ in Path("/proc/self/fd").iterdir())
 
 
-def eventually(is_true: Callable[[], bool], complaint: str, *, within_s: float = WAIT_S) -> None:
+def eventually(
+    is_true: Callable[[], bool],
+    complaint: str,
+    *,
+    within_s: float = WAIT_S,
+    every_s: float = 0.01,
+) -> None:
     deadline_s = time.monotonic() + within_s
     while not is_true():
         assert time.monotonic() < deadline_s, complaint
-        time.sleep(0.01)
+        time.sleep(every_s)
