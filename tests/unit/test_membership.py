@@ -102,3 +102,15 @@ def test_may_join_again_after_death(members: Membership) -> None:
     members.join("a", 102.0)
     assert look(members, start_s=102.25, stop_s=103.0, alive=("b",)) == {}
     assert "a" in members
+
+
+def test_waking_in_time_is_never_too_early() -> None:
+    """Sums of times round: a look at `wake_s` must not find that it is not yet time, for ever."""
+    for joined_s in (0.2874479020641476, 1e6 / 3, 1e5 / 7):
+        members = Membership(DEAD_AFTER_S, TICK_S)
+        members.join("a", joined_s)
+        looks = 0
+        while (wake_s := members.wake_s(joined_s + 2.0)) is not None:
+            members.silent(wake_s)
+            looks += 1
+            assert looks < 10

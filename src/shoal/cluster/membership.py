@@ -10,6 +10,8 @@ from dataclasses import dataclass
 
 _LATE_TICKS = 2
 """A look that comes so many ticks after the one before has missed something."""
+_ROUNDING_S = 1e-6
+"""So close to a deadline is at it: the pause until then could be lost in rounding."""
 
 
 @dataclass(slots=True)
@@ -75,7 +77,7 @@ class Membership:
         dead = [
             (worker, self._watched_s - sign.heard_s)
             for worker, sign in self._signs.items()
-            if sign.deadline_s <= self._watched_s
+            if sign.deadline_s <= self._watched_s + _ROUNDING_S
         ]
         for worker, _ in dead:
             del self._signs[worker]
