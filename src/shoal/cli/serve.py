@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from typing import TYPE_CHECKING, Annotated
+from contextlib import ExitStack, closing
+from typing import TYPE_CHECKING, Annotated, NamedTuple
 
 import typer
 from rich.markup import escape
@@ -13,6 +14,7 @@ from rich.markup import escape
 from shoal.cli.cluster_options import StateOption
 from shoal.cli.console import err_console, human_bytes, note
 from shoal.cli.fetching import fetch
+from shoal.cli.journaling import GraceOption, JournalOption, opened_journal
 from shoal.cli.options import (
     AcceptTermsOption,
     DTypeOption,
@@ -59,6 +61,8 @@ if TYPE_CHECKING:
 
     from shoal.engine.api import ModelInfo
     from shoal.fleet.deployment import Deployment
+    from shoal.fleet.state import StateFolder
+    from shoal.journal.api import Journal
 
 SCHEDULING_PANEL = "Scheduling"
 
@@ -155,10 +159,13 @@ def serve(
     objective: ObjectiveOption = "balanced",
     insecure_plaintext: PlaintextOption = False,
     state: StateOption = None,
+    journal: JournalOption = None,
+    grace: GraceOption = 30,
 ) -> None:
     """Serve a model behind the OpenAI API until Ctrl-C or SIGTERM.
 
-    Open requests may finish after the first signal; a second one ends at once.
+    Open requests may finish after the first signal; a second one ends at once. Started again, it
+    goes on with what was open, and clients come back to it.
     """
     with usage_errors():
         config = EngineConfig(
@@ -182,52 +189,74 @@ def serve(
             split=make_split(pipeline, tensor, replicas, layers, shares, route, wire, transport),
         )
         where = Where(placement, cluster, objective, insecure_plaintext, state)
-    run_server(config, where, host, port, accept_terms=accept_terms)
+    ending = Ending(journal, grace)
+    run_server(config, where, host, port, ending, accept_terms=accept_terms)
+
+
+class Ending(NamedTuple):
+    """As `--journal` and `--grace` say."""
+
+    journal: str | None
+    grace_s: int
 
 
 def run_server(
-    config: EngineConfig, where: Where, host: str, port: int, *, accept_terms: bool
+    config: EngineConfig, where: Where, host: str, port: int, ending: Ending, *, accept_terms: bool
 ) -> None:
     """Fetch, load, serve, and stop the engine. Raises ShoalError when it cannot start."""
     # torch and FastAPI take seconds to import, which `--help` must not wait for.
+    from shoal.fleet.state import state_folder  # noqa: PLC0415
     from shoal.server.run import bind  # noqa: PLC0415
 
     # First of all: a port in use must be known before a minute of loading.
-    with bind(host, port) as listener:
+    with bind(host, port) as listener, ExitStack() as stack:
         files = fetch(config.model, accept_terms=accept_terms)
+        state = state_folder(where.state)
+        journal = stack.enter_context(opened_journal(ending.journal, state, files, config, port))
         note(f"loading {files.name} ({human_bytes(size_of(files.path))}) from {files.path}")
         start_s = time.perf_counter()
-        deployment = deploy_at(config, where, port)
-        try:
-            info = deployment.engine.info
-            note(f"{info.description}; ready in {time.perf_counter() - start_s:.1f} s")
-            note(
-                f"context of {info.max_context:,} tokens; up to {config.max_running:,} "
-                f"requests together, {config.max_waiting:,} waiting"
-            )
-            _serve_until_stopped(deployment, where, listener)
-        finally:
-            deployment.close()
+        deployment = stack.enter_context(closing(deploy_at(config, where, port)))
+        info = deployment.engine.info
+        note(f"{info.description}; ready in {time.perf_counter() - start_s:.1f} s")
+        note(
+            f"context of {info.max_context:,} tokens; up to {config.max_running:,} "
+            f"requests together, {config.max_waiting:,} waiting"
+        )
+        _serve_until_stopped(deployment, state, listener, journal, ending.grace_s)
     note("stopped")
 
 
-def _serve_until_stopped(deployment: Deployment, where: Where, listener: socket.socket) -> None:
+def _serve_until_stopped(
+    deployment: Deployment,
+    state: StateFolder,
+    listener: socket.socket,
+    journal: Journal | None,
+    grace_s: int,
+) -> None:
     from shoal.fleet.serving_file import register  # noqa: PLC0415
-    from shoal.fleet.state import state_folder  # noqa: PLC0415
     from shoal.server.run import serve as serve_http  # noqa: PLC0415
     from shoal.server.run import url_of  # noqa: PLC0415
 
     engine, url = deployment.engine, url_of(listener)
     example = _example(engine.info, chats=engine.tokenizer.has_chat_template)
-    folder = state_folder(where.state)
-    entry = register(folder, model=engine.info.name, url=url, control=deployment.control)
+    entry = register(state, model=engine.info.name, url=url, control=deployment.control)
 
     def ready(url: str) -> None:
         _welcome(url, engine.info.name, example)
 
     host, port = listener.getsockname()[:2]
     with entry, judged_after_a_minute(deployment):
-        asyncio.run(serve_http(engine, host, port, listener=listener, on_ready=ready))
+        asyncio.run(
+            serve_http(
+                engine,
+                host,
+                port,
+                listener=listener,
+                on_ready=ready,
+                grace_s=grace_s,
+                journal=journal,
+            )
+        )
 
 
 def _welcome(url: str, model: str, example: tuple[str, dict[str, object]]) -> None:
