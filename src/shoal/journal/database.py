@@ -20,6 +20,8 @@ from shoal.errors import ConfigError
 from shoal.journal.api import Accepted, Entry, Kept, State
 
 VERSION = 1
+APPLICATION_ID = 0x53686F6C
+"""Tells a journal from the databases of others, which must not be touched."""
 
 _TABLES = """
 CREATE TABLE responses (
@@ -154,17 +156,18 @@ def _prepare(connection: sqlite3.Connection, path: Path) -> None:
     try:
         # Before anything else: then the lock is taken by the first statement and never given back.
         connection.execute("PRAGMA locking_mode = EXCLUSIVE")
+        is_new = not connection.execute("SELECT 1 FROM sqlite_master").fetchone()
+        [owner] = connection.execute("PRAGMA application_id").fetchone()
+        if not is_new and owner != APPLICATION_ID:
+            raise ConfigError(f"{path} is another program's database: name another with --journal")
         connection.execute("PRAGMA journal_mode = WAL")
         connection.execute("PRAGMA synchronous = NORMAL")
         connection.execute("PRAGMA secure_delete = ON")
         connection.execute("PRAGMA foreign_keys = ON")
         connection.execute("BEGIN EXCLUSIVE")
-        [version] = connection.execute("PRAGMA user_version").fetchone()
-        is_new = not connection.execute("SELECT 1 FROM sqlite_master").fetchone()
         if is_new:
-            for statement in filter(str.strip, _TABLES.split(";")):
-                connection.execute(statement)
-            connection.execute(f"PRAGMA user_version = {VERSION}")
+            _make_tables(connection)
+        [version] = connection.execute("PRAGMA user_version").fetchone()
         connection.execute("COMMIT")
     except sqlite3.OperationalError as error:
         if error.sqlite_errorcode in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
@@ -175,9 +178,16 @@ def _prepare(connection: sqlite3.Connection, path: Path) -> None:
         raise
     except sqlite3.DatabaseError as error:
         raise _Unusable(f"it is broken ({error})") from error
-    if not is_new and version != VERSION:
+    if version != VERSION:
         raise _Unusable(f"it is of version {version}, this is version {VERSION}")
     _check_whole(connection)
+
+
+def _make_tables(connection: sqlite3.Connection) -> None:
+    for statement in filter(str.strip, _TABLES.split(";")):
+        connection.execute(statement)
+    connection.execute(f"PRAGMA user_version = {VERSION}")
+    connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
 
 
 def _check_whole(connection: sqlite3.Connection) -> None:
