@@ -197,6 +197,7 @@ class Supervisor:
         """No worker can be started there."""
         for post in self._all:
             if post.seat.node == node and post.stand is Stand.STARTING:
+                self._pending.append(Dismiss(post.seat.worker))
                 self._vacate(post, now_s)
         self._blame.gone(node, now_s)
 

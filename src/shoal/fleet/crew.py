@@ -16,7 +16,7 @@ from shoal.cluster.placement import ReplicaPlacement, Seat
 from shoal.cluster.supervisor import Dismiss, Form, Instruction, Load, Replan, Start, Supervisor
 from shoal.config import EngineConfig, Transport
 from shoal.engine.recovery import Phase
-from shoal.errors import ConfigError, PeerLost, PlacementError, ShoalError
+from shoal.errors import ConfigError, PeerLost, PeerRefused, PlacementError, ShoalError
 from shoal.fleet.inbox import Called, Inbox, Item, Lost, Silence, error_of, loss_of
 from shoal.fleet.muster import Muster
 from shoal.fleet.worker_line import WorkerLine
@@ -101,6 +101,8 @@ class Crew:
         self._config = config
         self._elsewhere = elsewhere
         self._inbox = Inbox()
+        self._awaited: set[str] = set()
+        """Those that were started and have not called."""
         self._losses: list[tuple[str, Lost]] = []
         """Those that came to light in a step, not told to any witness yet."""
 
@@ -159,21 +161,17 @@ class Crew:
         return self._supervisor.epoch
 
     def dismiss(self) -> None:
-        """All of them, who may still be on their way too."""
-        for seat in self.placement.seats:
-            member = self.members.pop(seat.worker, None)
-            if member is not None:
-                self._muster.dismiss(member.line)
-            else:
-                self._muster.give_up(seat.worker)
+        """All of them, those too that have lost their seat and those that are on their way."""
+        for worker in list(self.members):
+            self._muster.dismiss(self.members.pop(worker).line)
+        while self._awaited:
+            self._muster.give_up(self._awaited.pop())
 
     def _work_until(self, is_done: Callable[[], bool], witness: Witness) -> None:
-        while True:
+        while not is_done():
             self._enter_phase(witness)
             for instruction in self._supervisor.next(time.monotonic()):
                 self._carry_out(instruction, witness)
-            if is_done():
-                return
             taken = self._inbox.take(self._patience_s())
             if taken is not None:
                 self._take_in(*taken, witness)
@@ -205,6 +203,7 @@ class Crew:
                 self._replan(without, witness)
 
     def _start(self, seat: Seat, witness: Witness) -> None:
+        self._awaited.add(seat.worker)
         try:
             witness.note_decision(self._muster.fill(seat, self._inbox))
         except (PlacementError, PeerLost) as error:
@@ -241,10 +240,10 @@ class Crew:
             self.members[worker].line.send(message)
 
     def _drop(self, worker: str) -> None:
-        member = self.members.pop(worker, None)
-        if member is not None:
-            self._muster.dismiss_aside([member.line])
-        else:
+        if worker in self.members:
+            self._muster.dismiss_aside([self.members.pop(worker).line])
+        elif worker in self._awaited:
+            self._awaited.remove(worker)
             self._muster.give_up(worker)
 
     # ---- what happens ---------------------------------------------------------------------
@@ -268,16 +267,19 @@ class Crew:
                 pass  # of an epoch that is over
 
     def _welcome(self, worker: str, witness: Witness) -> None:
+        if worker not in self._awaited:
+            return  # it has been given up meanwhile
         seat = next((seat for seat in self.placement.seats if seat.worker == worker), None)
         if seat is None:
-            self._muster.give_up(worker)
+            self._drop(worker)
             return
         try:
             line = self._muster.welcome(seat)
-        except ShoalError as error:
+        except PeerRefused as error:
             self._supervisor.failed(worker, time.monotonic())
             witness.note_trouble(error)
             return
+        self._awaited.remove(worker)
         self.members[worker] = Member(line)
         line.report_to(self._inbox, self._on_lost)
         self._supervisor.called(worker, time.monotonic(), epoch=line.epoch)
@@ -290,8 +292,8 @@ class Crew:
             witness.note_loss(worker, lost.reason, lost.noticed_by, lost.silence_s)
 
     def _bury(self, worker: str, lost: Lost) -> bool:
-        """False if it had no seat any more."""
-        if worker not in [seat.worker for seat in self.placement.seats]:
+        """False if it was dropped before."""
+        if worker not in self.members and worker not in self._awaited:
             return False
         silent = lost.noticed_by == "heartbeat"
         self._supervisor.lost(worker, time.monotonic(), silent=silent)
@@ -299,12 +301,12 @@ class Crew:
         return True
 
     def _note_failure(self, worker: str, failed: Failed, now_s: float, witness: Witness) -> None:
+        if failed.step is not None:
+            return  # of an epoch that is over
         if self.members[worker].loaded is None:
             self._supervisor.failed(worker, now_s)
-        elif failed.step is None:
-            self._supervisor.not_formed(worker, failed.epoch, now_s)
         else:
-            return  # a step of an epoch that is over
+            self._supervisor.not_formed(worker, failed.epoch, now_s)
         witness.note_trouble(error_of(worker, failed))
 
     # ---- steps ----------------------------------------------------------------------------

@@ -38,6 +38,8 @@ class _Spare:
         self.node = node
         self.line = line
         self.shards = set(line.shards)
+        self.refused: set[Shard] = set()
+        """Those that it could not read, for lack of memory as a rule: it is not asked again."""
 
 
 class SparePool:
@@ -142,9 +144,14 @@ class SparePool:
         worker = f"spare-{next(self._numbers)}"
         inbox = Inbox()
         self._reception.expect(worker, inbox)
-        self._launcher.start_spare(worker, node)
-        deadline_s = time.monotonic() + _CALL_S
-        return _Spare(node, self._reception.wait_for(worker, inbox, deadline_s=deadline_s))
+        try:
+            self._launcher.start_spare(worker, node)
+            deadline_s = time.monotonic() + _CALL_S
+            return _Spare(node, self._reception.wait_for(worker, inbox, deadline_s=deadline_s))
+        except BaseException:
+            self._reception.forget(worker)
+            self._launcher.stop(worker)
+            raise
 
     def _prepare(self, shards: Set[Shard]) -> None:
         """One shard at a time, so that a spare can be taken in between."""
@@ -152,7 +159,7 @@ class SparePool:
             lacking = [
                 (spare, shard)
                 for spare in self._spares
-                for shard in sorted(shards - spare.shards, key=_order)
+                for shard in sorted(shards - spare.shards - spare.refused, key=_order)
             ]
         for spare, shard in lacking:
             if self._closed.is_set() or not self._prepare_one(spare, shard):
@@ -173,7 +180,7 @@ class SparePool:
             while not self._closed.is_set() and time.monotonic() < deadline_s:
                 taken = inbox.take(_LOOK_S)
                 if taken is not None:
-                    return self._note_prepared(spare, taken[1])
+                    return self._note_prepared(spare, shard, taken[1])
                 with self._lock:
                     if spare not in self._spares:
                         return False
@@ -181,15 +188,15 @@ class SparePool:
             log.info("%s is lost: %s", spare.line.worker, error)
         return False
 
-    def _note_prepared(self, spare: _Spare, answer: object) -> bool:
-        if not isinstance(answer, Prepared):
-            log.warning("%s cannot stand by: %s", spare.line.worker, answer)
-            return False
-        # One that lacks the memory is of use all the same: its process is there.
-        spare.shards.add(answer.shard)
-        if not answer.held:
-            log.info("%s has not read its shard ahead: %s", spare.line.worker, answer.reason)
-        return answer.held
+    def _note_prepared(self, spare: _Spare, shard: Shard, answer: object) -> bool:
+        if isinstance(answer, Prepared) and answer.held:
+            spare.shards.add(shard)
+            return True
+        # It is of use all the same: its process is there.
+        spare.refused.add(shard)
+        why = answer.reason if isinstance(answer, Prepared) else answer
+        log.info("%s has not read a shard ahead: %s", spare.line.worker, why)
+        return False
 
     def _dismiss(self, spare: _Spare) -> None:
         spare.line.dismiss()
