@@ -96,7 +96,9 @@ class Supervisor:
         self.epoch = epoch
         self._numbers = numbers
         self._blame = Blame(frozenset(home))
-        self._posts = [[Post(seat, Stand.EMPTY) for seat in stage] for stage in placement.stages]
+        self._take_posts(
+            [[Post(seat, Stand.EMPTY) for seat in stage] for stage in placement.stages]
+        )
         self._pending: list[Instruction] = []
         self._is_forming = False
         self._unformed: set[str] = set()
@@ -209,7 +211,7 @@ class Supervisor:
         stages = []
         for stage in placement.stages:
             stages.append([self._same(seat, old) or self._empty(seat, now_s) for seat in stage])
-        self._posts = stages
+        self._take_posts(stages)
         for post in self._all:
             if post.stand is Stand.EMPTY and (other := _on_node(post.seat, old)) is not None:
                 old.remove(other)
@@ -276,9 +278,9 @@ class Supervisor:
 
     # ---- bookkeeping ----------------------------------------------------------------------
 
-    @property
-    def _all(self) -> list[Post]:
-        return [post for stage in self._posts for post in stage]
+    def _take_posts(self, stages: list[list[Post]]) -> None:
+        self._posts = stages
+        self._all = [post for stage in stages for post in stage]
 
     def _post(self, worker: str) -> Post | None:
         return next((post for post in self._all if post.seat.worker == worker), None)
