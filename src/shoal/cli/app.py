@@ -10,6 +10,7 @@ import typer
 
 from shoal.cli import (
     bench,
+    chaos,
     chat,
     drain,
     evaluate,
@@ -85,6 +86,7 @@ app.command(rich_help_panel=USE_PANEL, epilog=generate.EPILOG)(generate.generate
 app.command(rich_help_panel=FETCH_PANEL, epilog=pull.EPILOG)(pull.pull)
 app.command(rich_help_panel=FETCH_PANEL, epilog=models.EPILOG)(models.models)
 app.command(rich_help_panel=MEASURE_PANEL, epilog=bench.EPILOG)(bench.bench)
+app.command(rich_help_panel=MEASURE_PANEL, epilog=chaos.EPILOG)(chaos.chaos)
 app.command(rich_help_panel=MEASURE_PANEL, epilog=profile.EPILOG)(profile.profile)
 app.command(rich_help_panel=MEASURE_PANEL, epilog=plan.EPILOG)(plan.plan)
 

@@ -12,7 +12,8 @@ from shoal.fleet.durations import parse_duration_s
 from shoal.fleet.state import STATE_VARIABLE
 
 
-def _duration_s(text: str | float) -> float:
+def duration_s(text: str | float) -> float:
+    """Parser of options; a wrong duration is a usage error."""
     if isinstance(text, float):
         return text
     try:
@@ -35,7 +36,7 @@ TtlOption = Annotated[
     float,
     typer.Option(
         "--ttl",
-        parser=_duration_s,
+        parser=duration_s,
         metavar="TIME",
         help="How long the token is good for, such as 30m, 24h or 7d.",
         show_default="1h",
