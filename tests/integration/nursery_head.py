@@ -13,13 +13,15 @@ from shoal.fleet.launch_local import LOCAL_NODE, LocalLauncher
 from shoal.messages import StepResult
 from shoal.parallel.control import Formed, Loaded
 
+START_S = 60.0
+
 
 def main(folder: Path, model: Path, hold_s: float) -> None:
     head = ScriptedHead(folder)
     launcher = LocalLauncher(head.address, folder, print, cores=[], hold_s=hold_s)
     launcher.start("a", LOCAL_NODE, num_threads=1)
     line = ScriptedLine()
-    head.answer(line)
+    head.answer(line, within_s=START_S)
     line.say(load_of(model, ALL, hold_s=hold_s))
     assert line.hear(Loaded).num_read_bytes > 0
     line.say(form_of(1))

@@ -51,9 +51,9 @@ class ScriptedHead:
         self.take_back(worker)
         return worker
 
-    def answer(self, line: ScriptedLine) -> None:
+    def answer(self, line: ScriptedLine, *, within_s: float = WAIT_S) -> None:
         """A worker calls that was started elsewhere, or has lost its head."""
-        line.welcome(self._listener.accept(WAIT_S), self._listener.accept(WAIT_S))
+        line.welcome(self._listener.accept(within_s), self._listener.accept(within_s))
 
     def take_back(self, worker: ScriptedWorker) -> None:
         self.workers.append(worker)
