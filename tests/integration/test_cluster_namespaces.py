@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import json
+import os
 import re
 import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import psutil
 import pytest
+import scripted_head
 from cluster_rig import Rig
 from namespaces import why_not
+from shared_models import make_model
 
 pytest.importorskip("ray", reason="needs the extra shoal[cluster]", exc_type=ImportError)
 
@@ -61,6 +66,33 @@ def test_a_worker_runs_on_the_node_it_is_placed_on(rig: Rig) -> None:
     assert found["killed"] == ["on-a", 1]
     assert found["stopped"] == ["on-b", 0]
     assert "'nowhere', which is not there; there are a, b, c" in found["nowhere"]
+
+
+def outliving(rig: Rig, *words: str) -> dict[str, Any]:
+    script = Path(__file__).with_name("worker_outliving.py")
+    unit = Path(scripted_head.__file__).parent
+    ran = subprocess.run(
+        rig.hosts[0].command(sys.executable, str(script), str(rig.head.state), *words),
+        capture_output=True,
+        text=True,
+        timeout=100,
+        env=os.environ | {"PYTHONPATH": str(unit)},
+    )
+    assert ran.stdout, ran.stderr
+    return json.loads(ran.stdout.splitlines()[-1])
+
+
+def test_a_worker_outlives_its_head_and_ends_with_the_next(rig: Rig, tmp_path: Path) -> None:
+    model = str(make_model("single", tmp_path / "model").path)
+    first = outliving(rig, model)
+    assert first["read_bytes"] > 0 and first["pids"].keys() == {"held", "empty"}
+    second = outliving(rig, model, first["address"])
+    assert (second["shards"], second["read_bytes"]) == (1, 0)
+    assert second["pids"] == {"held": first["pids"]["held"]}
+    assert "worker empty (process 1 on 'b') is not there any more" in second["refused"]
+    left = [psutil.Process(pid) for pid in first["pids"].values() if psutil.pid_exists(pid)]
+    _, alive = psutil.wait_procs(left, timeout=15)
+    assert alive == []
 
 
 def test_a_node_that_is_stopped_goes_and_comes_back_without_a_token(rig: Rig) -> None:

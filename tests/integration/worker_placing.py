@@ -10,6 +10,7 @@ from pathlib import Path
 import msgspec
 
 from shoal.errors import PlacementError
+from shoal.fleet.inbox import Inbox
 from shoal.fleet.ray_node import use_ray
 from shoal.fleet.reception import Reception
 from shoal.fleet.state import StateFolder
@@ -30,10 +31,15 @@ def main(folder: StateFolder) -> dict[str, object]:
     launcher = RayLauncher(folder, reception.address, lambda *end: ends.put(end))
     try:
         nodes = launcher.nodes()
-        for node in nodes:
+        inboxes = {node: Inbox() for node in nodes}
+        for node, inbox in inboxes.items():
+            reception.expect(f"on-{node}", inbox)
             launcher.start(f"on-{node}", node, num_threads=1)
         deadline_s = time.monotonic() + CALL_S
-        lines = {node: reception.wait_for(f"on-{node}", deadline_s=deadline_s) for node in nodes}
+        lines = {
+            node: reception.wait_for(f"on-{node}", inbox, deadline_s=deadline_s)
+            for node, inbox in inboxes.items()
+        }
         launcher.stop(f"on-{nodes[0]}")
         killed = ends.get(timeout=10)
         lines[nodes[1]].send(Stop())

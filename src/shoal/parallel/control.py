@@ -178,12 +178,6 @@ class Measured(
     content: bytes
 
 
-class Heard(msgspec.Struct, frozen=True, kw_only=True, tag="heard", forbid_unknown_fields=True):
-    """A Form has come; said at once, whatever the worker is in the middle of."""
-
-    epoch: int
-
-
 class Formed(msgspec.Struct, frozen=True, kw_only=True, tag="formed", forbid_unknown_fields=True):
     epoch: int
 
@@ -261,7 +255,6 @@ FromWorker = (
     | Prepared
     | Loaded
     | CacheOpened
-    | Heard
     | Formed
     | Measured
     | Failed
