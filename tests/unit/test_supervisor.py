@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import itertools
 
+import pytest
 from fleet_fakes import DIMS
 
-from shoal.cluster.blame import LONGEST_PAUSE_S, LOSSES_IN_A_ROW, REST_S
+from shoal.cluster.blame import LONGEST_PAUSE_S, LOSSES_IN_A_ROW, PATIENT_LOSSES, REST_S
 from shoal.cluster.placement import ReplicaPlacement, divide
 from shoal.cluster.supervisor import (
     CALL_S,
@@ -267,6 +268,7 @@ def pauses(rig: Rig, number: int) -> list[float]:
     """How long the seat stays empty after each of so many losses."""
     found = []
     for _ in range(number):
+        rig.now_s += 1
         rig.lose()
         began_s = rig.now_s
         while not (told := rig.next()):
@@ -281,11 +283,18 @@ def pauses(rig: Rig, number: int) -> list[float]:
 
 
 def test_after_losses_in_a_row_there_is_ever_more_time_between_attempts() -> None:
-    found = pauses(Rig("a", home=("a",)).formed(), 5)
-    assert found[0] == 0
-    assert found[-1] > 1
-    assert found == sorted(found)
-    assert max(found) <= LONGEST_PAUSE_S
+    found = pauses(Rig("a", home=("a",)).formed(), LOSSES_IN_A_ROW - 1)
+    assert found[:PATIENT_LOSSES] == [0] * PATIENT_LOSSES
+    rest = found[PATIENT_LOSSES:]
+    assert rest == pytest.approx([0.5, 1.0, 2.0]) and max(rest) <= LONGEST_PAUSE_S
+
+
+def test_workers_of_a_node_that_are_lost_together_are_one_loss() -> None:
+    rig = Rig(*"aaaaaaaa", home=("a",)).formed()
+    for index in range(8):
+        rig.now_s += 0.05
+        rig.lose(index)
+    assert kinds(rig.next()) == [Start] * 8
 
 
 def test_a_step_that_finishes_ends_the_row() -> None:

@@ -8,6 +8,8 @@ PATIENT_LOSSES = 2
 """So many losses in a row are made good at once."""
 FIRST_PAUSE_S = 0.5
 LONGEST_PAUSE_S = 10.0
+TOGETHER_S = 0.5
+"""Losses on a node that are no further apart count as one: it may have lost all its workers."""
 LOSSES_IN_A_ROW = 6
 """Without a finished step in between: then a node is left out."""
 LOSSES_IN_WINDOW = 6
@@ -27,9 +29,10 @@ class Blame:
         self._out_until_s: dict[str, float] = {}
 
     def lost(self, node: str, now_s: float, *, silent: bool) -> None:
-        self._in_a_row[node] += 1
         recent = self._recent[node]
-        recent.append(now_s)
+        if not recent or now_s - recent[-1] > TOGETHER_S:
+            self._in_a_row[node] += 1
+            recent.append(now_s)
         while recent[0] < now_s - WINDOW_S:
             recent.popleft()
         is_away = node not in self._home
@@ -57,4 +60,4 @@ class Blame:
     def pause_s(self, node: str) -> float:
         """Before the next worker is started there; grows with the losses in a row."""
         excess = self._in_a_row[node] - PATIENT_LOSSES
-        return 0.0 if excess < 0 else min(FIRST_PAUSE_S * 2.0**excess, LONGEST_PAUSE_S)
+        return 0.0 if excess <= 0 else min(FIRST_PAUSE_S * 2.0 ** (excess - 1), LONGEST_PAUSE_S)
