@@ -132,10 +132,8 @@ class Supervisor:
 
     def wake_s(self) -> float | None:
         """When something is to be done even if nothing happens."""
-        waiting = {Stand.STARTING, Stand.LOADING}
-        if self._replan_s is None:
-            waiting.add(Stand.EMPTY)
-        times = [post.deadline_s for post in self._all if post.stand in waiting]
+        idle = (Stand.READY,) if self._replan_s is None else (Stand.READY, Stand.EMPTY)
+        times = [post.deadline_s for post in self._all if post.stand not in idle]
         if self._replan_s is not None:
             times.append(self._replan_s)
         if self._unformed or (self.is_manned and not self._is_forming):
