@@ -17,14 +17,15 @@ router = APIRouter()
 @router.get("/health")
 async def health(request: Request) -> Response:
     """200 while work can progress; 503 with the reason when it cannot."""
-    engine = service_of(request).engine
-    state, stats = engine.health(), engine.stats()
+    service = service_of(request)
+    state, stats = service.engine.health(), service.engine.stats()
     body = {
         "ok": state.ok,
         "reason": state.reason,
         "since_progress_s": state.since_progress_s,
         "waiting": stats.num_waiting,
         "running": stats.num_running,
+        "journal": service.responses.journal.trouble,
     }
     return json_response(body, 200 if state.ok else 503)
 
