@@ -76,6 +76,7 @@ class Probe(Part):
     exec: ExecProbe | None = None
     period_seconds: Annotated[int, msgspec.Meta(ge=1)] = 10
     initial_delay_seconds: Annotated[int, msgspec.Meta(ge=0)] = 0
+    failure_threshold: Annotated[int, msgspec.Meta(ge=1)] = 3
 
 
 class Mount(Part):
@@ -93,6 +94,7 @@ class Container(Part):
     ports: list[ContainerPort] = []
     readiness_probe: Probe | None = None
     liveness_probe: Probe | None = None
+    startup_probe: Probe | None = None
 
 
 class EmptyDir(Part):

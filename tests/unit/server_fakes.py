@@ -101,7 +101,7 @@ class FakeEngine:
         self.streams: list[FakeStream] = []
         self.submitted: list[tuple[list[int], SamplingParams, int]] = []
         self.embeds_cancelled = 0
-        self.state = Health(ok=True, reason="", since_progress_s=0.5)
+        self.state = Health(reason="", since_progress_s=0.5)
 
     def submit(
         self,

@@ -77,7 +77,7 @@ def test_the_heads_state_outlives_its_pod() -> None:
 def test_probes_and_variables_name_what_is_there(pod: str, container: Container) -> None:
     del pod
     ports = {port.name for port in container.ports}
-    for probe in (container.readiness_probe, container.liveness_probe):
+    for probe in (container.startup_probe, container.readiness_probe, container.liveness_probe):
         for target in (probe and probe.tcp_socket, probe and probe.http_get):
             assert target is None or isinstance(target.port, int) or target.port in ports
     variables = {variable.name for variable in container.env}

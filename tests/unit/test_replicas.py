@@ -199,7 +199,7 @@ def test_a_replica_that_has_stopped_is_left_out_and_named(
     with replicas(3) as engine:
         engine._engines["r1"].close()
         assert [len(answer(engine, [1], max_tokens=2)) for _ in range(6)] == [2] * 6
-        assert "r1 takes no more requests" in caplog.text
+        assert "r1 gets no new requests" in caplog.text
         health = engine.health()
         assert health.ok
         assert "2 of 3" in health.reason
@@ -221,7 +221,7 @@ def test_a_draining_replica_finishes_what_it_has_and_gets_nothing_new() -> None:
         streams += [engine.submit_sync([5], SamplingParams(max_tokens=9)) for _ in range(2)]
         assert engine.loads() == {"r0": 1, "r1": 3}
         assert engine.health().ok
-        assert "r0: takes no new requests" in engine.health().reason
+        assert "r0: gets no new requests" in engine.health().reason
         release(engine)
         assert ["".join(d.text for d in stream) for stream in streams] == ["fghi"] * 4
         assert is_idle(engine)

@@ -307,15 +307,44 @@ def test_health_fails_when_work_cannot_progress(client: TestClient, engine: Fake
     assert answer.status_code == 200
     assert answer.json() == {
         "ok": True,
+        "live": True,
+        "ready": True,
+        "progressing": True,
         "reason": "",
         "since_progress_s": 0.5,
         "waiting": 3,
         "running": 2,
+        "journal": None,
+        "replicas": {},
     }
-    engine.state = Health(ok=False, reason="no step for 31 s", since_progress_s=31)
+    engine.state = Health(progressing=False, reason="no step for 31 s", since_progress_s=31)
     answer = client.get("/health")
     assert answer.status_code == 503
     assert answer.json()["reason"] == "no step for 31 s"
+
+
+@pytest.mark.parametrize(
+    ("sign", "path"), [("live", "live"), ("ready", "ready"), ("progressing", "progress")]
+)
+def test_each_probe_asks_one_question(
+    client: TestClient, engine: FakeEngine, sign: str, path: str
+) -> None:
+    signs = {"live": True, "ready": True, "progressing": True}
+    assert client.get(f"/health/{path}").json() == {sign: True, "reason": ""}
+    engine.state = Health(**signs | {sign: False}, reason="why", since_progress_s=0)
+    answer = client.get(f"/health/{path}")
+    assert (answer.status_code, answer.json()) == (503, {sign: False, "reason": "why"})
+    others = {"live", "ready", "progress"} - {path}
+    assert {client.get(f"/health/{other}").status_code for other in others} == {200}
+    assert client.get("/health").json()[sign] is False
+
+
+def test_health_tells_replicas_apart(client: TestClient, engine: FakeEngine) -> None:
+    ill = Health(ready=False, reason="recovering for 3 s: w1 is lost", since_progress_s=3)
+    engine.state = Health(reason="", since_progress_s=0, replicas={"r1": ill})
+    replicas = client.get("/health").json()["replicas"]
+    assert replicas["r1"]["reason"] == "recovering for 3 s: w1 is lost"
+    assert (replicas["r1"]["live"], replicas["r1"]["ready"]) == (True, False)
 
 
 def test_metrics_count_what_happened(client: TestClient) -> None:

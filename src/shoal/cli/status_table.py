@@ -75,8 +75,14 @@ def _load(status: FleetStatus) -> tuple[int, int]:
 
 
 def _reason(status: FleetStatus) -> str:
-    reasons = {each.reason for each in status.replicas}
-    return "working" if "working" in reasons else ", ".join(sorted(reasons))
+    notable = [f"{each.name}: {each.reason}" for each in status.replicas if _is_notable(each)]
+    if notable:
+        return "; ".join(notable)
+    return "working" if any(each.reason == "working" for each in status.replicas) else "idle"
+
+
+def _is_notable(replica: ReplicaStatus) -> bool:
+    return replica.reason not in ("working", "idle")
 
 
 def _identity(serving: Serving) -> tuple[tuple[str, str], ...]:
@@ -135,7 +141,8 @@ def _replica_line(replica: ReplicaStatus, rates: Rates) -> str:
     stats = replica.stats
     speed = rates.tokens_per_s.get(replica.name)
     cache = stats.num_used_blocks / stats.num_blocks if stats.num_blocks else 0.0
-    health = "" if replica.ok else f" [bold red]{escape(replica.reason)}[/];"
+    colour = "yellow" if replica.ok else "bold red"
+    health = f" [{colour}]{escape(replica.reason)}[/];" if _is_notable(replica) else ""
     return (
         f"[bold]{escape(replica.name)}[/]:{health} epoch {stats.epoch}; "
         f"{load_text(stats.num_running, stats.num_waiting)}; "

@@ -86,12 +86,15 @@ class Router:
         """
         digests = self._digests(prompt_tokens)
         member = self._least_loaded(besides) if besides else self._pick(digests)
-        if member is None:
-            return None
-        member.load += weight
-        member.turn = self._next_turn()
-        self._policy.started(member, digests)
-        return Ticket(member, weight)
+        return None if member is None else self._started(member, digests, weight)
+
+    def start_among(
+        self, replicas: Collection[str], prompt_tokens: list[int], *, weight: int = 1
+    ) -> Ticket:
+        """At the least loaded of these, available or not; there must be one."""
+        members = [self._members[name] for name in replicas]
+        member = min(members, key=lambda member: (member.load, member.turn))
+        return self._started(member, self._digests(prompt_tokens), weight)
 
     def finish(self, ticket: Ticket) -> None:
         """The request has ended, in whatever way, or was refused."""
@@ -107,6 +110,12 @@ class Router:
     @property
     def available(self) -> list[str]:
         return [name for name, member in self._members.items() if member.is_available]
+
+    def _started(self, member: Member, digests: list[bytes], weight: int) -> Ticket:
+        member.load += weight
+        member.turn = self._next_turn()
+        self._policy.started(member, digests)
+        return Ticket(member, weight)
 
     def _pick(self, digests: list[bytes]) -> Member | None:
         return self._policy.pick(digests) if self._num_available else None

@@ -135,11 +135,23 @@ class Incident(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 
 
 class Health(msgspec.Struct, frozen=True, kw_only=True):
-    """`ok` is False when no step has finished for too long while work waits, or the loop died."""
+    """Three questions, and in `reason` what there is to say.
 
-    ok: bool
+    `live`: it has not stopped. `ready`: it takes new requests. `progressing`: neither has work
+    waited for a finished step for too long, nor has the search for workers lasted as long.
+    `since_progress_s` counts while there is work. `replicas` is by name, where there are several.
+    """
+
+    live: bool = True
+    ready: bool = True
+    progressing: bool = True
     reason: str
     since_progress_s: float
+    replicas: dict[str, Health] = {}
+
+    @property
+    def ok(self) -> bool:
+        return self.live and self.ready and self.progressing
 
 
 class Stream(Protocol):

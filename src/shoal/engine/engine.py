@@ -9,16 +9,20 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+
+from msgspec.structs import asdict
 
 from shoal.engine.admission import generation_requests, pooling_request
-from shoal.engine.api import Delta, EngineStats, Health, ModelInfo
+from shoal.engine.api import EngineStats, Health, ModelInfo
 from shoal.engine.chronicle import Chronicle
 from shoal.engine.detokenizer import Detokenizer
 from shoal.engine.executor import Executor
-from shoal.engine.job import Deliver, Item, Job, Sample, unit_mean
+from shoal.engine.job import Deliver, Job, Sample, unit_mean
+from shoal.engine.open_jobs import OpenJobs, both_held
 from shoal.engine.recovery import Recovery
-from shoal.errors import EngineStopped, InternalError, PeerLost, ShoalError
+from shoal.engine.vital_signs import vital_signs
+from shoal.errors import EngineStopped, InternalError, PeerLost
 from shoal.messages import Event, StepResult
 from shoal.request import Request, SamplingParams
 from shoal.schedule.caution import Caution
@@ -57,8 +61,7 @@ class Engine:
         self._stall_s = stall_s
         self._lock = threading.Lock()
         self._work_came = threading.Condition(self._lock)
-        self._next_id = 1
-        self._samples: dict[int, Sample] = {}
+        self._jobs = OpenJobs(scheduler)
         self._num_in_flight = 0
         self._epoch = epoch
         self._stopped: str | None = None
@@ -66,6 +69,8 @@ class Engine:
         self._chronicle = Chronicle(replica)
         self._refusal: str | None = None
         """Why new requests are refused for now."""
+        self._recovery: Recovery | None = None
+        self._in_trouble: Callable[[float], None] = lambda _since_s: None
         self._caution = Caution(scheduler.limits.max_running)
         self._last_progress_s = time.monotonic()
         self._num_steps = 0
@@ -119,20 +124,38 @@ class Engine:
     def cancel(self, job: Job) -> None:
         """End what is left of a job; all that its submitter still hears is the end."""
         with self._lock:
-            if not job.open_ids:
+            if job.holder is self:
+                self._jobs.cancel(job)
+                self._work_came.notify()
                 return
-            for request_id in sorted(job.open_ids):
-                self._scheduler.cancel(request_id)
-                self._samples.pop(request_id, None)
-            job.open_ids.clear()
-            job.deliver(None)
-            self._work_came.notify()
+        job.holder.cancel(job)  # it has moved
+
+    def hand_over(self, job: Job, to: Engine, moved: Callable[[], None]) -> bool:
+        """Have another engine go on with a job, its submitter none the wiser.
+
+        `moved` is called before anything else can happen to the job. False if it has ended, or is
+        elsewhere by now. Raises what the other refuses it with; the job stays here then.
+        """
+        with both_held(self._lock, to._lock):
+            if job.holder is not self or not job.open_ids:
+                return False
+            to._check_open()
+            to._note_work()
+            self._jobs.pass_on(job, to._jobs)
+            job.holder = to
+            moved()
+            to._work_came.notify()
+            return True
+
+    def watch_recovery(self, in_trouble: Callable[[float], None]) -> None:
+        """Call this all the time while workers are awaited, with the seconds since their loss."""
+        self._in_trouble = in_trouble
 
     def stop(self, reason: str) -> None:
         """Refuse new work and end what is open with an error that says to try again."""
         with self._lock:
             self._stopped = self._stopped or reason
-            self._fail(list(self._samples), EngineStopped(reason))
+            self._jobs.fail(self._jobs, EngineStopped(reason))
             self._work_came.notify()
 
     def close(self) -> None:
@@ -141,17 +164,8 @@ class Engine:
 
     def stats(self) -> EngineStats:
         with self._lock:
-            counts = self._scheduler.counts()
             return EngineStats(
-                num_waiting=counts.num_waiting,
-                num_running=counts.num_running,
-                num_blocks=counts.num_blocks,
-                num_used_blocks=counts.num_used_blocks,
-                num_cached_blocks=counts.num_cached_blocks,
-                prompt_tokens=counts.prompt_tokens,
-                prefix_hit_tokens=counts.prefix_hit_tokens,
-                generated_tokens=counts.generated_tokens,
-                preemptions=counts.preemptions,
+                **asdict(self._scheduler.counts()),
                 steps=self._num_steps,
                 step_seconds=self._step_s,
                 schedule_seconds=self._schedule_s,
@@ -163,17 +177,19 @@ class Engine:
 
     def health(self) -> Health:
         # Without the lock: a stuck step must not make the question about it hang.
-        since_s = time.monotonic() - self._last_progress_s if self._samples else 0.0
-        if self._stopped is not None:
-            return Health(ok=False, reason=self._stopped, since_progress_s=since_s)
-        if self._refusal is not None:
-            return Health(ok=False, reason=self._refusal, since_progress_s=since_s)
-        if since_s > self._stall_s:
-            reason = f"work waits but no step has finished for {since_s:.0f} s"
-            return Health(ok=False, reason=reason, since_progress_s=since_s)
-        return Health(
-            ok=True, reason="working" if self._samples else "idle", since_progress_s=since_s
+        recovery = self._recovery
+        return vital_signs(
+            stopped=self._stopped,
+            refusal=self._refusal,
+            trouble=None if recovery is None else recovery.trouble,
+            recovering_s=None if recovery is None else recovery.since_s,
+            waiting_s=time.monotonic() - self._last_progress_s if self._jobs else None,
+            stall_s=self._stall_s,
         )
+
+    @property
+    def is_recovering(self) -> bool:
+        return self._recovery is not None
 
     # ---- from the stepping thread ---------------------------------------------------------
 
@@ -244,7 +260,7 @@ class Engine:
                 # Its own request only; and if the scheduler has ended that, nobody else tells it.
                 log.exception("a result could not be published; its request ends with an error")
                 message = f"the result of a step could not be published: {error}"
-                self._fail([event.request_id], InternalError(message))
+                self._jobs.fail([event.request_id], InternalError(message))
         self._last_progress_s = time.monotonic()
         if self._caution.is_careful:
             self._caution.finished()
@@ -253,11 +269,11 @@ class Engine:
             self._chronicle.end("recovered")
 
     def _publish_event(self, event: Event) -> None:
-        sample = self._samples.get(event.request_id)
+        sample = self._jobs.get(event.request_id)
         if sample is None:
             return
         if event.pooled is not None:
-            self._end(sample, unit_mean(event.pooled))
+            self._jobs.end(sample, unit_mean(event.pooled))
         elif event.token_id is not None:
             self._publish_token(sample, event)
 
@@ -268,25 +284,16 @@ class Engine:
             return
         if event.finish_reason is None:
             self._scheduler.finish(event.request_id)
-        self._end(sample, delta)
-
-    def _end(self, sample: Sample, last: Delta | list[float]) -> None:
-        sample.job.deliver(last)
-        self._samples.pop(sample.request.request_id, None)
-        sample.job.open_ids.discard(sample.request.request_id)
-        if not sample.job.open_ids:
-            sample.job.deliver(None)
+        self._jobs.end(sample, delta)
 
     # ---- bookkeeping ----------------------------------------------------------------------
 
     def _reserve_ids(self, number: int) -> int:
         with self._lock:
-            first_id = self._next_id
-            self._next_id += number
-            return first_id
+            return self._jobs.reserve_ids(number)
 
     def _enqueue(self, requests: Mapping[int, Request], deliver: Deliver) -> Job:
-        job = Job(deliver)
+        job = Job(deliver, self)
         every = [
             Sample(job, index, request, self._detokenizer(request.params))
             for index, request in requests.items()
@@ -294,22 +301,26 @@ class Engine:
         ends = {sample.index: sample.resume() for sample in every}
         samples = [sample for sample in every if ends[sample.index] is None]
         with self._lock:
-            if self._stopped is not None:
-                raise EngineStopped(self._stopped)
-            if self._refusal is not None:
-                raise self._unavailable(self._refusal)
-            if not self._samples:
-                self._last_progress_s = time.monotonic()
-            self._scheduler.add_all([sample.request for sample in samples])
-            for sample in samples:
-                self._samples[sample.request.request_id] = sample
-                job.open_ids.add(sample.request.request_id)
+            self._check_open()
+            self._note_work()
+            self._jobs.add(job, samples)
             for end in filter(None, ends.values()):
                 deliver(end)
             if not samples:
                 deliver(None)
             self._work_came.notify()
         return job
+
+    def _check_open(self) -> None:
+        if self._stopped is not None:
+            raise EngineStopped(self._stopped)
+        if self._refusal is not None:
+            raise self._unavailable(self._refusal)
+
+    def _note_work(self) -> None:
+        """Idle until now: that was no lack of progress."""
+        if not self._jobs:
+            self._last_progress_s = time.monotonic()
 
     def _detokenizer(self, params: SamplingParams) -> Detokenizer:
         stream = self.tokenizer.stream(skip_special=params.skip_special_tokens)
@@ -322,14 +333,14 @@ class Engine:
             self._scheduler.limit_running(self._caution.max_running)
             if killer is not None:
                 message = f"computing this request has ended its workers several times: {error}"
-                self._fail([killer], InternalError(message))
+                self._jobs.fail([killer], InternalError(message))
 
     def _abandon(self, error: Exception) -> None:
         """A step failed: what was running gets an error, what waits goes on in a new epoch."""
         log.exception("a step failed; its requests end with an error", exc_info=error)
         with self._lock:
             message = f"the step that computed this request failed: {error}"
-            self._fail(self._scheduler.running_ids, InternalError(message))
+            self._jobs.fail(self._scheduler.running_ids, InternalError(message))
         self._begin_epoch(str(error), "report")
 
     # ---- recovering -----------------------------------------------------------------------
@@ -341,14 +352,18 @@ class Engine:
         recovery = self._chronicle.begin(
             cause,
             noticed_by,
-            num_requests=len(self._samples),
+            num_requests=len(self._jobs),
             meanwhile=self._while_recovering,
         )
         with self._lock:
             self._num_in_flight = 0
             self._epoch += 1
             self._scheduler.new_epoch(self._epoch, cache_lost=True)
-        capacity = self._executor.restart(self._epoch, recovery)
+        self._recovery = recovery
+        try:
+            capacity = self._executor.restart(self._epoch, recovery)
+        finally:
+            self._recovery = None
         with self._lock:
             self._epoch = capacity.epoch
             too_long = self._scheduler.resize(
@@ -356,8 +371,8 @@ class Engine:
                 max_in_flight=capacity.max_in_flight,
                 epoch=capacity.epoch,
             )
-            room = f"{capacity.num_blocks} blocks"
-            self._fail(too_long, EngineStopped(f"the KV cache shrank to {room}: too few for this"))
+            shrunk = f"the KV cache shrank to {capacity.num_blocks} blocks: too few for this"
+            self._jobs.fail(too_long, EngineStopped(shrunk))
             self._refusal = None
             self._last_progress_s = time.monotonic()
         self._chronicle.formed(self._epoch)
@@ -368,13 +383,14 @@ class Engine:
         """Raises EngineStopped when nobody waits for workers any more."""
         if self._stopped is not None:
             raise EngineStopped(self._stopped)
+        self._in_trouble(recovery.since_s)
         if recovery.since_s < self._recovery_timeout_s:
             return
         reason = f"no workers since {recovery.since_s:.0f} s: {recovery.trouble}"
         self._chronicle.end("given up")
         with self._lock:
             self._refusal = f"{reason}; they are still looked for: try again later"
-            self._fail(list(self._samples), self._unavailable(self._refusal))
+            self._jobs.fail(self._jobs, self._unavailable(self._refusal))
 
     def _unavailable(self, reason: str) -> EngineStopped:
         return EngineStopped(reason, retry_after_s=_RETRY_AFTER_S, code="no_workers")
@@ -382,13 +398,3 @@ class Engine:
     def _wake(self) -> None:
         with self._lock:
             self._work_came.notify()
-
-    def _fail(self, request_ids: Iterable[int], error: ShoalError) -> None:
-        jobs = {id(s.job): s.job for i in request_ids if (s := self._samples.get(i)) is not None}
-        for job in jobs.values():
-            for request_id in sorted(job.open_ids):
-                self._scheduler.cancel(request_id)
-                del self._samples[request_id]
-            job.open_ids.clear()
-            item: Item = error
-            job.deliver(item)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from array import array
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Protocol
 
 from shoal.engine.api import Delta
 from shoal.engine.detokenizer import Detokenizer
@@ -18,11 +19,16 @@ Item = Delta | list[float] | ShoalError | None
 Deliver = Callable[[Item], None]
 
 
+class JobHolder(Protocol):
+    def cancel(self, job: Job) -> None: ...
+
+
 @dataclass(slots=True, eq=False)
 class Job:
-    """A submitted request: where its results go, and which of its samples are still open."""
+    """A submitted request: where its results go, who has it, which of its samples are open."""
 
     deliver: Deliver
+    holder: JobHolder
     open_ids: set[int] = field(default_factory=set)
 
 

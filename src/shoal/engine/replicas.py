@@ -2,24 +2,23 @@
 
 from __future__ import annotations
 
-import logging
-import threading
-from collections.abc import Callable, Collection, Mapping, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from functools import partial
 from typing import TypeVar
 
 from msgspec.structs import replace
 
-from shoal.cluster.router import Router, Ticket
+from shoal.cluster.router import Router
 from shoal.engine.api import EngineStats, Health, ModelInfo
+from shoal.engine.dispatch import Dispatch, Place
+from shoal.engine.job import Job
 from shoal.engine.serving import ServingEngine
 from shoal.engine.streams import AsyncStream, OnEnd, SyncStream
-from shoal.errors import EngineStopped, QueueFull
+from shoal.errors import CallerError, EngineStopped, QueueFull
 from shoal.request import SamplingParams
 from shoal.weights.tokenizer import Tokenizer
-
-log = logging.getLogger(__name__)
 
 _NOT_SUMS = ("replicas", "workers", "incidents", "recoveries")
 
@@ -29,6 +28,13 @@ _MAX_FULL_QUEUES = 4
 """How many replicas may refuse a request before its client is told to come again: when the least
 loaded ones have no room, asking hundreds of others would only keep the event loop busy."""
 
+MOVE_AFTER_S = 2.0
+"""A replica without workers for so long hands its requests over. A spare takes over sooner, and
+then they go on where much of them is in order; a new process or node takes longer than computing
+them anew elsewhere."""
+_MOST_MOVES = 3
+"""A request that is wherever workers are lost may be the cause: one engine must find it out."""
+
 
 class ReplicatedEngine:
     """An `AsyncEngine`, and all else that a `ServingEngine` is. Owns its replicas: close it.
@@ -36,14 +42,18 @@ class ReplicatedEngine:
     `router` must be new; it is used here only.
     """
 
-    def __init__(self, replicas: Mapping[str, ServingEngine], router: Router) -> None:
+    def __init__(
+        self,
+        replicas: Mapping[str, ServingEngine],
+        router: Router,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._engines = dict(replicas)
-        self._router = router
-        # Held for the router's bookkeeping only. Engines report ends inside their own lock, so no
-        # engine is called while this one is held.
-        self._lock = threading.Lock()
+        self._dispatch = Dispatch(router, clock=clock)
         for name, engine in self._engines.items():
-            router.join(name, cache_blocks=engine.stats().num_blocks)
+            self._dispatch.join(name, cache_blocks=engine.stats().num_blocks)
+            engine.watch_recovery(partial(self._in_trouble, name))
 
     @property
     def info(self) -> ModelInfo:
@@ -98,30 +108,34 @@ class ReplicatedEngine:
 
     def health(self) -> Health:
         """`ok` while at least one replica is well and takes requests; the reason names the rest."""
-        with self._lock:
-            available = self._router.available
+        self._look_after()
+        available = self._dispatch.available
         states = {name: engine.health() for name, engine in self._engines.items()}
-        well = [state for name, state in states.items() if state.ok and name in available]
-        complaints = [
-            f"{name}: {'takes no new requests' if state.ok else state.reason}"
-            for name, state in states.items()
-            if not state.ok or name not in available
-        ]
+        shown = {
+            name: state if name in available else _left_out(state) for name, state in states.items()
+        }
+        well = [state for state in shown.values() if state.ok]
+        complaints = [f"{name}: {state.reason}" for name, state in shown.items() if not state.ok]
         reason = "working" if any(state.reason == "working" for state in well) else "idle"
         if complaints:
             reason = f"{len(well)} of {len(states)} replicas serve; {'; '.join(complaints)}"
-        since_s = min(state.since_progress_s for state in well or states.values())
-        return Health(ok=bool(well), reason=reason, since_progress_s=since_s)
+        ready = [state for state in shown.values() if state.ready]
+        return Health(
+            live=any(state.live for state in states.values()),
+            ready=bool(ready),
+            progressing=any(state.progressing for state in ready or states.values()),
+            reason=reason,
+            since_progress_s=min(state.since_progress_s for state in well or states.values()),
+            replicas=shown,
+        )
 
     def set_available(self, replica: str, is_available: bool) -> None:
         """Whether a replica gets new requests; those it has go on."""
-        with self._lock:
-            self._router.set_available(replica, is_available)
+        self._dispatch.withhold(replica, not is_available)
 
     def loads(self) -> dict[str, int]:
         """Open samples by replica."""
-        with self._lock:
-            return self._router.loads
+        return self._dispatch.loads
 
     def close(self) -> None:
         """Close every replica, whatever goes wrong with one."""
@@ -131,6 +145,8 @@ class ReplicatedEngine:
             for engine in self._engines.values():
                 stack.callback(engine.close)
 
+    # ---- new requests ---------------------------------------------------------------------
+
     def _submit(
         self,
         prompt_tokens: list[int],
@@ -138,42 +154,75 @@ class ReplicatedEngine:
         submit_to: Callable[[ServingEngine, OnEnd], StreamT],
     ) -> StreamT:
         """At the replica of the router's choice, or else at those with the most room."""
+        self._look_after()
         full: list[str] = []
+        stopped: list[str] = []
         refusal: QueueFull | EngineStopped = EngineStopped("no replica takes requests now")
         while len(full) < _MAX_FULL_QUEUES:
-            ticket = self._start(prompt_tokens, num_samples, full)
-            if ticket is None:
+            besides = [*full, *stopped]
+            place = self._dispatch.start(prompt_tokens, weight=num_samples, besides=besides)
+            if place is None:
                 break
-            on_end = partial(self._finish, ticket)
             try:
-                return submit_to(self._engines[ticket.replica], on_end)
+                return self._submit_to(place, submit_to)
             except QueueFull as error:
-                on_end()
-                full.append(ticket.replica)
+                self._dispatch.pass_over(place)
+                full.append(place.replica)
                 refusal = error
             except EngineStopped as error:
-                on_end()
-                self._take_out(ticket.replica, error)
+                self._dispatch.refused(place, error)
+                stopped.append(place.replica)
+                refusal = error
             except BaseException:
-                on_end()
+                self._dispatch.pass_over(place)
                 raise
         raise refusal
 
-    def _start(
-        self, prompt_tokens: list[int], num_samples: int, full: Collection[str]
-    ) -> Ticket | None:
-        with self._lock:
-            return self._router.start(prompt_tokens, weight=num_samples, besides=full)
+    def _submit_to(
+        self, place: Place, submit_to: Callable[[ServingEngine, OnEnd], StreamT]
+    ) -> StreamT:
+        stream = submit_to(self._engines[place.replica], partial(self._dispatch.end, place))
+        # Only now may it be moved; whoever would have moved it comes by again.
+        place.job = stream.job
+        return stream
 
-    def _finish(self, ticket: Ticket) -> None:
-        with self._lock:
-            self._router.finish(ticket)
+    # ---- replicas that wait for workers ---------------------------------------------------
 
-    def _take_out(self, replica: str, error: EngineStopped) -> None:
-        # An engine that has stopped does not start again: with nothing open it would look idle
-        # and draw every request.
-        log.error("%s takes no more requests: %s", replica, error)
-        self.set_available(replica, False)
+    def _look_after(self) -> None:
+        troubled = self._dispatch.troubled
+        self._dispatch.well([name for name in troubled if not self._engines[name].is_recovering])
+
+    def _in_trouble(self, replica: str, since_s: float) -> None:
+        """Called all the time by the engine of a replica that waits for workers."""
+        if since_s < MOVE_AFTER_S:
+            return
+        self._dispatch.in_trouble(replica)
+        full = {name for name, engine in self._engines.items() if engine.is_recovering}
+        for place in self._dispatch.at(replica):
+            if place.job is not None and place.num_moves < _MOST_MOVES:
+                self._move(place, place.job, full)
+
+    def _move(self, place: Place, job: Job, full: set[str]) -> None:
+        """To whoever takes it, or it stays; who takes nobody is added to `full`."""
+        source, too_small = self._engines[place.replica], set[str]()
+        while (ticket := self._dispatch.move(place, full | too_small)) is not None:
+            target = self._engines[ticket.replica]
+            try:
+                if source.hand_over(job, target, partial(self._dispatch.moved, place, ticket)):
+                    return
+            except (QueueFull, EngineStopped):
+                full.add(ticket.replica)
+            except CallerError:
+                too_small.add(ticket.replica)
+            else:  # it has ended meanwhile
+                self._dispatch.not_moved(ticket)
+                return
+            self._dispatch.not_moved(ticket)
+
+
+def _left_out(state: Health) -> Health:
+    reason = "gets no new requests" if state.ok else state.reason
+    return replace(state, ready=False, reason=reason)
 
 
 _NOTHING_CACHED: list[int] = []

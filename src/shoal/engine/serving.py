@@ -6,11 +6,11 @@ import asyncio
 import logging
 import secrets
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from shoal.engine.api import EngineStats, Health, ModelInfo
 from shoal.engine.engine import Engine
-from shoal.engine.job import Deliver
+from shoal.engine.job import Deliver, Job
 from shoal.engine.streams import AsyncStream, OnEnd, Postman, SyncStream, telling, unwatched
 from shoal.request import SamplingParams
 from shoal.weights.tokenizer import Tokenizer
@@ -90,6 +90,19 @@ class ServingEngine:
 
     def health(self) -> Health:
         return self._engine.health()
+
+    @property
+    def is_recovering(self) -> bool:
+        """Whether workers that were lost are awaited."""
+        return self._engine.is_recovering
+
+    def watch_recovery(self, in_trouble: Callable[[float], None]) -> None:
+        """See `Engine.watch_recovery`."""
+        self._engine.watch_recovery(in_trouble)
+
+    def hand_over(self, job: Job, to: ServingEngine, moved: Callable[[], None]) -> bool:
+        """See `Engine.hand_over`."""
+        return self._engine.hand_over(job, to._engine, moved)
 
     def close(self) -> None:
         """End what is open with EngineStopped and wait for the step that computes."""

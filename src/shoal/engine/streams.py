@@ -13,22 +13,27 @@ from shoal.engine.engine import Engine
 from shoal.engine.job import Deliver, Item, Job
 from shoal.errors import ShoalError
 
-OnEnd = Callable[[], None]
-"""Called once, when a request has ended: finished, failed or cancelled. From any thread, and
-inside the engine's lock: it must be quick and must not call the engine."""
+OnEnd = Callable[[ShoalError | None, bool], None]
+"""Called once, when a request has ended: with the error, if that is how, and whether anything had
+been delivered before. From any thread, and inside the engine's lock: it must be quick and must not
+call the engine."""
 
 
-def unwatched() -> None:
+def unwatched(_error: ShoalError | None, _answered: bool) -> None:
     """The `OnEnd` of requests whose end is nobody's business but the submitter's."""
 
 
 def telling(deliver: Deliver, on_end: OnEnd) -> Deliver:
     """`deliver`, and `on_end` after the last item: None or an error."""
+    answered = False
 
     def deliver_and_tell(item: Item) -> None:
+        nonlocal answered
         deliver(item)
         if item is None or isinstance(item, ShoalError):
-            on_end()
+            on_end(item, answered)
+        else:
+            answered = True
 
     return deliver_and_tell
 

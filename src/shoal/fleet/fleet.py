@@ -100,6 +100,7 @@ class Fleet:
     # ---- what an operator asks for --------------------------------------------------------
 
     def status(self) -> FleetStatus:
+        states = self.engine.health().replicas
         engines = zip(_names(self._engines), self._engines, strict=True)
         return FleetStatus(
             model=self.engine.info.name,
@@ -110,7 +111,7 @@ class Fleet:
             replicas=[
                 ReplicaStatus(name=name, ok=health.ok, reason=health.reason, stats=engine.stats())
                 for name, engine in engines
-                for health in [engine.health()]
+                for health in [states.get(name) or engine.health()]
             ],
         )
 

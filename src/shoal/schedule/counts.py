@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 
 import msgspec
 
+from shoal.schedule.blocks import BlockPool
+
 
 class SchedulerCounts(msgspec.Struct, frozen=True, kw_only=True):
     """Gauges of now, then counters since the start. Names as in `EngineStats`."""
@@ -30,3 +32,16 @@ class Tally:
     prefix_hit_tokens: int = 0
     generated_tokens: int = 0
     preemptions: Counter[str] = field(default_factory=Counter)
+
+    def counts(self, num_waiting: int, num_running: int, pool: BlockPool) -> SchedulerCounts:
+        return SchedulerCounts(
+            num_waiting=num_waiting,
+            num_running=num_running,
+            num_blocks=pool.num_blocks,
+            num_used_blocks=pool.num_used,
+            num_cached_blocks=pool.num_cached,
+            prompt_tokens=self.prompt_tokens,
+            prefix_hit_tokens=self.prefix_hit_tokens,
+            generated_tokens=self.generated_tokens,
+            preemptions=self.preemptions.total(),
+        )

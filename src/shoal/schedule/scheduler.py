@@ -84,23 +84,17 @@ class Scheduler:
         """Requests that hold a place, best rank first."""
         return [sequence.request_id for sequence in self._running]
 
+    def emitted_tokens(self, request_id: int) -> list[int]:
+        """What an open request has emitted, in this life and earlier ones."""
+        sequence = self._alive[request_id]
+        return sequence.tokens[sequence.num_prompt :]
+
     @property
     def preemptions_by_reason(self) -> dict[str, int]:
         return dict(self._tally.preemptions)
 
     def counts(self) -> SchedulerCounts:
-        tally, pool = self._tally, self._cache.pool
-        return SchedulerCounts(
-            num_waiting=self.num_waiting,
-            num_running=len(self._running),
-            num_blocks=pool.num_blocks,
-            num_used_blocks=pool.num_used,
-            num_cached_blocks=pool.num_cached,
-            prompt_tokens=tally.prompt_tokens,
-            prefix_hit_tokens=tally.prefix_hit_tokens,
-            generated_tokens=tally.generated_tokens,
-            preemptions=tally.preemptions.total(),
-        )
+        return self._tally.counts(self.num_waiting, len(self._running), self._cache.pool)
 
     # ---- requests come and go -------------------------------------------------------------
 

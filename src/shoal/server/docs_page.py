@@ -41,6 +41,9 @@ _ENDPOINTS = (
     Endpoint("POST", "/v1/detokenize", "The text of token ids.", {"tokens": [1, 2, 3]}),
     Endpoint("GET", "/v1/models", "The model served here."),
     Endpoint("GET", "/health", "200 while work can progress, else 503 with the reason."),
+    Endpoint("GET", "/health/live", "503 once the engine has stopped for good: start it anew."),
+    Endpoint("GET", "/health/ready", "503 while new requests are refused: send them elsewhere."),
+    Endpoint("GET", "/health/progress", "503 when work waits and nothing moves."),
     Endpoint("GET", "/metrics", "Counts and times for Prometheus."),
     Endpoint("GET", "/openapi.json", "Every field of every endpoint, for machines."),
 )
