@@ -140,9 +140,12 @@ class LocalLauncher:
 
     def _listen_address(self, worker: str) -> str:
         if isinstance(self._security, LocalOnly):
-            return f"unix:{self._folder / worker}.sock"
+            return f"unix:{self._socket_of(worker)}"
         scheme = "tls" if isinstance(self._security, MutualTls) else "tcp"
         return f"{scheme}:{_LOOPBACK}:0"
+
+    def _socket_of(self, worker: str) -> Path:
+        return self._folder / f"{worker}.sock"
 
     def _identity(self) -> str:
         return str(self._security.identity.folder) if isinstance(self._security, MutualTls) else ""
@@ -176,6 +179,8 @@ class LocalLauncher:
                 left = msgspec.json.decode(line, type=Exit)
                 with self._lock:
                     self._taken.pop(left.worker, None)
+                # Whoever was killed has left the name of its socket.
+                self._socket_of(left.worker).unlink(missing_ok=True)
                 self._on_exit(left.worker, left.status)
 
 
