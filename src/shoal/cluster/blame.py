@@ -7,7 +7,7 @@ from collections import defaultdict, deque
 PATIENT_LOSSES = 2
 """So many losses in a row are made good at once."""
 FIRST_PAUSE_S = 0.5
-LONGEST_PAUSE_S = 10.0
+LONGEST_PAUSE_S = 4.0
 TOGETHER_S = 0.5
 """Losses on a node that are no further apart count as one: it may have lost all its workers."""
 LOSSES_IN_A_ROW = 6
