@@ -176,17 +176,21 @@ class Reception:
 
     def _take_in(self, hello: Hello, down: Channel, up: Channel) -> None:
         line = WorkerLine(hello, down, up)
+        unwanted: WorkerLine | None = None
         with self._changed:
             inbox = self._expected.pop(hello.caller, None)
             if inbox is not None:
                 self._lines[hello.caller] = line
             elif hello.shards and self._takes_strays:
+                unwanted = self._strays.pop(hello.caller, None)  # from before it called again
                 self._strays[hello.caller] = line
             else:
                 log.info("worker %s called, which nobody expects: it is told to end", hello.caller)
-                line.dismiss()
-                return
-        self._watch.add(line)
+                unwanted = line
+        if unwanted is not None:
+            unwanted.dismiss()
+        if unwanted is not line:
+            self._watch.add(line)
         if inbox is not None:
             inbox.put(hello.caller, Called())
 
