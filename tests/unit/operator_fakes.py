@@ -118,6 +118,11 @@ class FakeFleet:
         self.drained.set()
         return f"{node} is drained"
 
+    def restart(self, num_together: int) -> str:
+        self.moving.set()
+        self.may_move.wait(10)
+        return f"restarted, {num_together} together"
+
     def rebalance(self) -> str:
         raise ZeroDivisionError("a bug")
 

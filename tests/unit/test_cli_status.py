@@ -188,7 +188,7 @@ def test_a_server_without_workers_says_what_its_health_is(
     assert "there is nothing to move" in drained.stderr
 
 
-@pytest.mark.parametrize("words", [("status",), ("drain", "a"), ("rebalance",)])
+@pytest.mark.parametrize("words", [("status",), ("drain", "a"), ("rebalance",), ("restart",)])
 def test_nothing_is_served(tmp_path: Path, words: tuple[str, ...]) -> None:
     result = run(tmp_path, *words)
     assert result.exit_code == 1
@@ -199,6 +199,17 @@ def test_a_drain_ends_with_what_was_done(fleet: FakeFleet, tmp_path: Path) -> No
     fleet.may_move.set()
     result = run(tmp_path, "drain", "bb")
     assert (result.exit_code, result.stdout) == (0, "bb is drained\n")
+
+
+@pytest.mark.parametrize(
+    ("words", "number"), [((), "1"), (("--rolling",), "1"), (("--at-once",), "65536")]
+)
+def test_a_restart_goes_replica_by_replica_or_all_at_once(
+    fleet: FakeFleet, tmp_path: Path, words: tuple[str, ...], number: str
+) -> None:
+    fleet.may_move.set()
+    result = run(tmp_path, "restart", *words)
+    assert (result.exit_code, result.stdout) == (0, f"restarted, {number} together\n")
 
 
 @pytest.mark.parametrize("terminal", [True, False])

@@ -64,6 +64,18 @@ def test_what_the_fleet_refuses_is_raised_here(client: OperatorClient, fleet: Fa
     assert client.status() == fleet.value
 
 
+def test_a_restart_tells_how_far_it_is(client: OperatorClient, fleet: FakeFleet) -> None:
+    texts: list[str] = []
+
+    def report(text: str) -> None:
+        texts.append(text)
+        if "restarting: r0 at epoch 3" in text:
+            fleet.may_move.set()
+
+    assert client.restart(2, report) == "restarted, 2 together"
+    assert texts[0] == "restarting"
+
+
 def test_a_bug_is_called_one_and_logged(
     client: OperatorClient, caplog: pytest.LogCaptureFixture
 ) -> None:

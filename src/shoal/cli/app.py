@@ -23,6 +23,7 @@ from shoal.cli import (
     profile,
     pull,
     rebalance,
+    restart,
     serve,
     status,
 )
@@ -96,6 +97,7 @@ app.command(rich_help_panel=CLUSTER_PANEL, epilog=status.EPILOG)(status.status)
 app.command(rich_help_panel=CLUSTER_PANEL, epilog=events.EPILOG)(events.events)
 app.command(rich_help_panel=CLUSTER_PANEL, epilog=drain.EPILOG)(drain.drain)
 app.command(rich_help_panel=CLUSTER_PANEL, epilog=rebalance.EPILOG)(rebalance.rebalance)
+app.command(rich_help_panel=CLUSTER_PANEL, epilog=restart.EPILOG)(restart.restart)
 app.add_typer(token_app, name="token", rich_help_panel=CLUSTER_PANEL)
 
 eval_app = typer.Typer(no_args_is_help=True, help="Measure the quality of a model.")

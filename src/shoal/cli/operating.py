@@ -1,4 +1,4 @@
-"""What `shoal status`, `shoal drain` and `shoal rebalance` share: which server, and its line."""
+"""What `shoal status`, `shoal drain` and the like share: which server, and its line."""
 
 from __future__ import annotations
 

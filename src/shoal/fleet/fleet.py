@@ -157,6 +157,18 @@ class Fleet:
             self.placed = placed
             return f"{_count(len(changes), 'replica')} moved: {_where(wanted)}"
 
+    def restart(self, num_together: int) -> str:
+        """Replace all workers, in so many replicas at a time: new ones load beside the old.
+
+        Raises what keeps some from loading; their replicas, and the next, keep the old ones then.
+        """
+        with self._moving, ThreadPoolExecutor(len(self._executors), "shoal-restart") as pool:
+            self._muster.spares.reduce(0)  # they are as old, and others come
+            for first in range(0, len(self._executors), num_together):
+                some = self._executors[first : first + num_together]
+                list(pool.map(self._change, some, [each.crew.placement for each in some]))
+            return f"{_count(len(self._seats()), 'worker')} replaced, without a break"
+
     # ---- moving ---------------------------------------------------------------------------
 
     def _move_away(self, node: str, usable: Sequence[str]) -> str:

@@ -19,6 +19,7 @@ from shoal.fleet.operator_messages import (
     FromOperator,
     Rebalance,
     Refused,
+    Restart,
     StatusReply,
     ToOperator,
     Working,
@@ -42,6 +43,8 @@ class Operated(Protocol):
     def drain(self, node: str) -> str: ...
 
     def rebalance(self) -> str: ...
+
+    def restart(self, num_together: int) -> str: ...
 
 
 class OperatorService:
@@ -93,13 +96,19 @@ class OperatorService:
         if isinstance(request, AskStatus):
             return StatusReply(status=self._fleet.status())
         with self._alone(_name(request)):
-            if isinstance(request, Drain):
-                text = self._fleet.drain(request.node)
-            else:
-                text = self._fleet.rebalance()
+            text = self._move(request)
         # Also here: who asked may have left.
         log.info("%s: %s", _name(request), text)
         return Done(text=text)
+
+    def _move(self, request: Drain | Rebalance | Restart) -> str:
+        match request:
+            case Drain(node=node):
+                return self._fleet.drain(node)
+            case Rebalance():
+                return self._fleet.rebalance()
+            case Restart(num_together=number):
+                return self._fleet.restart(number)
 
     @contextmanager
     def _alone(self, name: str) -> Iterator[None]:
@@ -144,6 +153,8 @@ def _name(request: FromOperator) -> str:
             return f"draining {node}"
         case Rebalance():
             return "rebalancing"
+        case Restart():
+            return "restarting"
 
 
 def _progress(status: FleetStatus, request: FromOperator) -> str:

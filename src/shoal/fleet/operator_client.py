@@ -19,6 +19,7 @@ from shoal.fleet.operator_messages import (
     FromOperator,
     Rebalance,
     Refused,
+    Restart,
     StatusReply,
     ToOperator,
     Working,
@@ -69,6 +70,13 @@ class OperatorClient:
     def rebalance(self, report: Report = _unheard) -> str:
         """Place the model anew. Returns what has moved; raises PlacementError."""
         return self._ask(Rebalance(), Done, report).text
+
+    def restart(self, num_together: int, report: Report = _unheard) -> str:
+        """Replace all workers, so many replicas at a time. Returns what was done.
+
+        Raises OutOfMemory, and what else keeps the new ones from loading; the old ones go on then.
+        """
+        return self._ask(Restart(num_together=num_together), Done, report).text
 
     def close(self) -> None:
         self._down.close()

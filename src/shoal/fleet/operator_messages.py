@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import msgspec
 
 from shoal.fleet.status import FleetStatus
@@ -25,6 +27,12 @@ class Rebalance(
     msgspec.Struct, frozen=True, kw_only=True, tag="rebalance", forbid_unknown_fields=True
 ):
     """Place the model anew over the nodes that there are. Answered by Done."""
+
+
+class Restart(msgspec.Struct, frozen=True, kw_only=True, tag="restart", forbid_unknown_fields=True):
+    """Replace all workers by new ones, `num_together` replicas at a time. Answered by Done."""
+
+    num_together: Annotated[int, msgspec.Meta(ge=1)]
 
 
 # ---- head to operator ---------------------------------------------------------------------
@@ -53,5 +61,5 @@ class Refused(msgspec.Struct, frozen=True, kw_only=True, tag="refused", forbid_u
     message: str
 
 
-FromOperator = AskStatus | Drain | Rebalance
+FromOperator = AskStatus | Drain | Rebalance | Restart
 ToOperator = StatusReply | Working | Done | Refused
