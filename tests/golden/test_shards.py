@@ -142,5 +142,5 @@ def test_ranks_read_every_byte_of_a_layer_once_but_the_norms(golden):
 
 def test_a_tied_head_shares_the_embedding_table(golden):
     decoder = load(SafetensorsFolder(golden("llama-tied").folder))
-    embedding, head = decoder._embedding, decoder._head
+    embedding, head = decoder.embedding, decoder.head
     assert embedding.table_VE.data_ptr() == head.weight_NK.data_ptr()

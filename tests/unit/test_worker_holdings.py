@@ -8,6 +8,7 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 from msgspec import structs
 from scripted_head import (
@@ -30,7 +31,7 @@ from shoal.parallel.control import Failed, Formed, Greeting, Load, Loaded, Prepa
 from shoal.parallel.partition import Shard, Span, shards_of
 from shoal.weights.source import resolve
 from shoal.worker import kv_cache, node_cores, shard_weights
-from shoal.worker.kv_cache import num_blocks_for, slot_bytes
+from shoal.worker.kv_cache import KVCache, num_blocks_for, slot_bytes
 from shoal.worker.worker import load_worker
 
 FIRST_THREE, MIDDLE = (shards_of(DIMS, Span(*span), [1.0])[0] for span in ((0, 3), (1, 3)))
@@ -260,6 +261,18 @@ def test_a_worker_keeps_the_number_of_blocks(head: ScriptedHead, model: Path) ->
         assert worker.hear(Loaded).num_blocks == wanted
         worker.say(form_of(wanted + 1, num_blocks=wanted))
         worker.hear(Formed)
+
+
+def test_a_caches_memory_is_taken_when_it_is_written_to_or_at_once() -> None:
+    process = psutil.Process()
+    shard = shards_of(DIMS, Span(0, 1), [1.0])[0]
+    num_slots = 2**26 // slot_bytes(decoder_config(CONFIG), shard, SCHEME.dtype)
+    before = process.memory_info().rss
+    cache = KVCache(decoder_config(CONFIG), shard, num_slots=num_slots, dtype=SCHEME.dtype)
+    assert process.memory_info().rss - before < 2**24
+    assert cache.keys[0][-1].abs().sum() == 0
+    cache.take_memory()
+    assert process.memory_info().rss - before > 2**25
 
 
 def test_threads_and_cores_are_those_of_the_load(

@@ -9,6 +9,7 @@ from shoal.errors import OutOfMemory
 from shoal.models.config import DecoderConfig
 from shoal.parallel.partition import Shard
 from shoal.worker.node_memory import usable_memory_bytes
+from shoal.worker.zeroed_memory import zeroed
 
 # The default takes this share of the memory that is free, and no more than the cap: enough for
 # tens of thousands of tokens of a small model, and touched in full at the start.
@@ -17,7 +18,10 @@ _DEFAULT_CAP_BYTES = 2 * 2**30
 
 
 class KVCache:
-    """keys and values: one tensor [num_slots, G, D] per layer of the shard."""
+    """keys and values: one tensor [num_slots, G, D] per layer of the shard.
+
+    Memory is taken as slots are first written, or all of it by `take_memory`. OutOfMemory.
+    """
 
     def __init__(
         self, config: DecoderConfig, shard: Shard, *, num_slots: int, dtype: torch.dtype
@@ -25,9 +29,16 @@ class KVCache:
         self.first_layer = shard.layers.start
         self.num_slots = num_slots
         shape = (num_slots, len(shard.slice.kv_heads), config.head_dim)
-        # Written to now, so that a lack of memory shows at the start and use stays flat.
-        self.keys = [torch.zeros(shape, dtype=dtype).fill_(0) for _ in range(len(shard.layers))]
-        self.values = [torch.zeros(shape, dtype=dtype).fill_(0) for _ in range(len(shard.layers))]
+        self.keys = [zeroed(shape, dtype) for _ in range(len(shard.layers))]
+        self.values = [zeroed(shape, dtype) for _ in range(len(shard.layers))]
+
+    def take_memory(self) -> None:
+        """Before anything is written: so a lack of memory shows at the start and use stays flat.
+
+        Takes about a second for a GiB.
+        """
+        for tensor in (*self.keys, *self.values):
+            tensor.fill_(0)
 
     def write(
         self, layer: int, slots_T: torch.Tensor, k_TGD: torch.Tensor, v_TGD: torch.Tensor

@@ -163,6 +163,7 @@ def _calls(
     ]
     with torch.device(device):
         cache = KVCache(config, whole_shard(config.dims), num_slots=num_slots, dtype=dtype)
+        cache.take_memory()
         layers = [_layer(config, layer, make, dtype) for layer in range(_NUM_LAYERS)]
         rotary = RotaryEmbedding(config.layers[0].rope, config.head_dim, dtype)
         x_TE = torch.randn(num_rows, config.hidden_size, dtype=dtype)

@@ -171,7 +171,7 @@ class Session:
             case Prepare():
                 self._send(self._holdings.prepare(message, self._source))
             case OpenCache():
-                self._loaded().open_cache(message.num_blocks)
+                self._loaded().take_cache_memory(message.num_blocks)
                 self._send(CacheOpened())
             case Form():
                 self._form(message)

@@ -49,7 +49,7 @@ class ShardHolder:
         config, weights = self._load.config, self.weights
         patience_s = config.stall_s
         neighbours = Neighbours(form, weights.shard, peers, security, patience_s=patience_s)
-        cache = self.open_cache(form.num_blocks)
+        cache = self._open_cache(form.num_blocks)
         with ExitStack() as opened:
             outlet = neighbours.outlet()
             if outlet is not None:
@@ -69,13 +69,23 @@ class ShardHolder:
             timeout_s=patience_s,
         )
 
-    def open_cache(self, num_blocks: int) -> KVCache:
-        """The old one if it has the size: what it holds is written before it is read."""
+    def take_cache_memory(self, num_blocks: int) -> None:
+        """For a start. When a worker is replaced streams do not wait for that: whether there is
+        room was checked when it loaded."""
+        if not self._has_cache(num_blocks):
+            self._open_cache(num_blocks).take_memory()
+
+    def _has_cache(self, num_blocks: int) -> bool:
         num_slots = num_blocks * self._load.config.block_size
-        cache = self._cache
-        if cache is None or cache.num_slots != num_slots:
+        return self._cache is not None and self._cache.num_slots == num_slots
+
+    def _open_cache(self, num_blocks: int) -> KVCache:
+        """The old one if it has the size: what it holds is written before it is read."""
+        cache = self._cache if self._has_cache(num_blocks) else None
+        if cache is None:
             self._cache = None  # given back before the new one is taken
             weights = self.weights
+            num_slots = num_blocks * self._load.config.block_size
             cache = KVCache(
                 weights.model, weights.shard, num_slots=num_slots, dtype=weights.scheme.dtype
             )

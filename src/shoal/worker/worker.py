@@ -79,6 +79,7 @@ def _load_decoder_worker(source: TensorSource, config: EngineConfig, scheme: Sch
     )
     num_slots = num_blocks * config.block_size
     cache = KVCache(model, shard, num_slots=num_slots, dtype=scheme.dtype)
+    cache.take_memory()
     return Worker(
         DecoderRunner(decoder, cache, block_size=config.block_size),
         num_blocks=num_blocks,
