@@ -1,40 +1,37 @@
-"""A fleet's starts and moves that go wrong, over nodes and workers that are not real."""
+"""A fleet's starts, losses and moves, over nodes and workers that are not real."""
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from contextlib import ExitStack
+from itertools import repeat
 from pathlib import Path
 
 import pytest
-from test_fleet_parts import DIMS, FakeWorkers
+from fleet_fakes import DIMS, FakeLine, FakeWorkers
+from scripted_head import eventually, nothing_left_behind
 
 from shoal.cluster.placement import Placement, divide
 from shoal.config import EngineConfig, Split
 from shoal.errors import OutOfMemory, PeerLost
 from shoal.fleet.fleet import Fleet
+from shoal.fleet.inbox import Lost
 from shoal.fleet.muster import Muster
+from shoal.fleet.session import Session
 from shoal.fleet.site import Node, Placed
-from shoal.parallel.control import Failed, Load
+from shoal.parallel.control import Failed, Form, Load, Prepare
 from shoal.weights.source import ModelFiles
 
 
-class Everywhere(FakeWorkers):
-    """Remembers on which node each worker is."""
+@pytest.fixture(autouse=True)
+def clean() -> Iterator[None]:
+    with nothing_left_behind():
+        yield
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.nodes: dict[str, str] = {}
 
-    def start(self, worker: str, node: str, *, num_threads: int) -> None:
-        assert num_threads > 0
-        self.nodes[worker] = node
-        self.started.append(worker)
-
-    @property
-    def running(self) -> dict[str, str]:
-        return {each: node for each, node in self.nodes.items() if each not in self.stopped}
+@pytest.fixture
+def workers() -> FakeWorkers:
+    return FakeWorkers()
 
 
 class Site:
@@ -54,46 +51,154 @@ class Site:
         return None
 
 
-def fleet_on(workers: Everywhere, nodes: str, split: Split) -> Fleet:
-    config = EngineConfig(model="any", split=split)
+def fleet_on(
+    workers: FakeWorkers,
+    nodes: str,
+    split: Split,
+    *,
+    spares: int = 0,
+    session: Session | None = None,
+) -> Fleet:
+    config = EngineConfig(model="any", split=split, spares=spares)
+    first_number = 1 if session is None else session.first_number
+    muster = Muster(
+        workers,  # type: ignore[arg-type]
+        workers,  # type: ignore[arg-type]
+        config,
+        path_on=lambda _node: "/model",
+        first_number=first_number,
+    )
+    resources = ExitStack()
+    resources.callback(muster.spares.close)
     return Fleet(
         config,
         Site(nodes, split),
-        Muster(workers, workers, config, path_on=lambda _node: "/model"),
+        muster,
         ModelFiles(name="any", kind="gguf", path=Path("any")),
-        object(),
-        ExitStack(),
+        object(),  # type: ignore[arg-type]
+        resources,
+        session,
     )
 
 
-def test_a_replica_that_cannot_form_leaves_no_engine_of_the_others() -> None:
-    workers = Everywhere()
-    workers.at_form["r1s0t0"] = Failed(epoch=0, kind="PeerLost", message="rank 1 did not come")
+def load_of(workers: FakeWorkers, worker: str) -> Load:
+    (load,) = (each for each in workers.lines[worker].told if isinstance(each, Load))
+    return load
+
+
+def silent() -> Lost:
+    return Lost("silent for 1.30 s", noticed_by="heartbeat", silence_s=1.3)
+
+
+# ---- starting ---------------------------------------------------------------------------------
+
+
+def test_a_replica_that_cannot_form_leaves_no_engine_of_the_others(workers: FakeWorkers) -> None:
+    failure = Failed(epoch=0, kind="PeerLost", message="rank 1 did not come")
+    workers.at_form["r1s0t0"] = repeat(failure)
     with pytest.raises(PeerLost, match="did not come"):
         fleet_on(workers, "ab", Split(replicas=2))
     assert not workers.running
-    assert "shoal-engine" not in {thread.name for thread in threading.enumerate()}
 
 
-def test_a_drained_replica_moves_to_idle_nodes_rather_than_to_anothers() -> None:
-    workers = Everywhere()
+def test_a_replica_that_cannot_load_leaves_no_worker_of_the_others(workers: FakeWorkers) -> None:
+    workers.at_load["r1s0t0"] = repeat(Failed(epoch=0, kind="OutOfMemory", message="no room"))
+    with pytest.raises(OutOfMemory):
+        fleet_on(workers, "ab", Split(replicas=2))
+    assert not workers.running
+
+
+def test_the_workers_of_a_head_that_was_killed_are_used_again(
+    workers: FakeWorkers, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("shoal.fleet.muster._COME_BACK_S", 0.2)
+    Session(tmp_path).note(num_workers=3)
+    seats = divide(DIMS, Split(pipeline=2), "ab").replicas[0].seats
+    left = []
+    # In an order that is not the seats', and one that nobody needs.
+    for worker, node, seat in (("r0s1t0-2", "b", seats[1]), ("r0s0t0-1", "a", seats[0])):
+        line = FakeLine(worker, workers)
+        line.shards, line.peers, line.epoch = (seat.shard,), {node}, 5
+        left.append(line)
+    excess = FakeLine("r0s0t0-9", workers)
+    excess.shards, excess.peers = (seats[0].shard,), {"b"}
+    workers.callers = [*left, excess]
+    fleet = fleet_on(workers, "ab", Split(pipeline=2), session=Session(tmp_path))
+    assert workers.started == [], "nothing is started that is there"
+    assert [line.heard(Load) for line in left] == [1, 1] and excess.dismissed
+    assert [load.shard for load in loads(left)] == [seats[1].shard, seats[0].shard]
+    assert left[0].form.epoch > 5
+    fleet.close()
+    assert all(line.dismissed for line in left)
+
+
+def loads(lines: list[FakeLine]) -> list[Load]:
+    return [each for line in lines for each in line.told if isinstance(each, Load)]
+
+
+# ---- losses -----------------------------------------------------------------------------------
+
+
+def test_a_worker_lost_while_nothing_is_asked_is_replaced_at_once(workers: FakeWorkers) -> None:
+    fleet = fleet_on(workers, "ab", Split(pipeline=2))
+    workers.lines["r0s1t0-2"].die()
+    eventually(lambda: "r0s1t0-3" in workers.lines, "nobody is started in its place")
+    eventually(lambda: workers.lines["r0s1t0-3"].heard(Form) == 1, "they do not form")
+    fleet.close()
+    assert not workers.running
+
+
+def test_an_idle_node_stands_in_for_a_silent_one(workers: FakeWorkers) -> None:
+    fleet = fleet_on(workers, "abc", Split(pipeline=2))
+    survivor = workers.lines["r0s0t0-1"]
+    workers.lines["r0s1t0-2"].lose(silent())
+    eventually(lambda: "r0s1t0-3" in workers.lines, "nobody is started elsewhere")
+    eventually(lambda: workers.lines["r0s1t0-3"].heard(Form) == 1, "they do not form")
+    assert workers.nodes_of["r0s1t0-3"] == "c"
+    assert survivor.heard(Load) == 1, "it keeps what it holds"
+    fleet.close()
+
+
+def test_a_spare_stands_in_for_a_lost_worker_and_is_replaced(
+    workers: FakeWorkers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("shoal.fleet.spares._LOOK_S", 0.01)
+    monkeypatch.setattr("shoal.fleet.spares._REST_S", 0.05)
+    fleet = fleet_on(workers, "a", Split(pipeline=2), spares=1)
+    eventually(lambda: len(workers.started) == 3, "no spare is started")
+    spare = workers.started[2]
+    eventually(lambda: workers.lines[spare].heard(Prepare) == 2, "it has not read the shards")
+    workers.lines["r0s1t0-2"].die()
+    eventually(lambda: workers.lines[spare].heard(Form) == 1, "the spare is not taken")
+    eventually(lambda: len(workers.started) == 4, "the spare is not replaced")
+    assert [name.partition("-")[0] for name in workers.started[2:]] == ["spare", "spare"]
+    fleet.close()
+    assert not workers.running
+
+
+# ---- moves ------------------------------------------------------------------------------------
+
+
+def test_a_drained_replica_moves_to_idle_nodes_rather_than_to_anothers(
+    workers: FakeWorkers,
+) -> None:
     fleet = fleet_on(workers, "abc", Split(replicas=2))
     assert sorted(workers.running.values()) == ["a", "b"]
     fleet.drain("a")
     fleet.close()
-    assert [workers.nodes[name] for name in workers.started] == ["a", "b", "c"]
+    assert [workers.nodes_of[name] for name in workers.started] == ["a", "b", "c"]
 
 
-def test_a_move_that_fails_changes_nothing_for_workers_started_later() -> None:
-    workers = Everywhere()
+def test_a_move_that_fails_changes_nothing_for_workers_started_later(workers: FakeWorkers) -> None:
     fleet = fleet_on(workers, "ab", Split(replicas=2))
-    workers.instead["r0s0t0"] = Failed(epoch=0, kind="OutOfMemory", message="no room")
+    workers.at_load["r0s0t0"] = iter([Failed(epoch=0, kind="OutOfMemory", message="no room")])
     with pytest.raises(OutOfMemory):
         fleet.drain("a")
-    workers.instead.clear()
     (lost,) = (name for name, node in workers.running.items() if node == "b")
-    workers.lines[lost].is_lost = True
-    fleet._executors[1].restart(1)
-    (load,) = (each for each in workers.lines[workers.started[-1]].told if isinstance(each, Load))
+    num_started = len(workers.started)
+    workers.lines[lost].die()
+    eventually(lambda: len(workers.started) > num_started, "it is not replaced")
+    recruit = workers.started[-1]
+    eventually(lambda: workers.lines[recruit].heard(Form) == 1, "they do not form")
+    assert (workers.nodes_of[recruit], load_of(workers, recruit).memory_share) == ("b", 1.0)
     fleet.close()
-    assert (workers.nodes[workers.started[-1]], load.memory_share) == ("b", 1.0)

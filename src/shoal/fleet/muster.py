@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import logging
 import threading
 import time
 from collections import Counter
@@ -13,7 +14,7 @@ import msgspec
 
 from shoal.cluster.placement import ReplicaPlacement, Seat
 from shoal.config import EngineConfig
-from shoal.errors import PeerRefused
+from shoal.errors import PeerRefused, PlacementError
 from shoal.fleet.inbox import Called, Inbox
 from shoal.fleet.launcher import Launcher
 from shoal.fleet.reception import Reception
@@ -22,6 +23,8 @@ from shoal.fleet.worker_line import WorkerLine
 from shoal.parallel.control import Load
 from shoal.parallel.endpoint import UNNAMED_PEERS
 from shoal.weights.cache import Progress, silent
+
+log = logging.getLogger(__name__)
 
 # Workers call the address of their head four times a second: who has not come by then has gone.
 _COME_BACK_S = 1.0
@@ -74,10 +77,19 @@ class Muster:
         number, deadline_s = 0, time.monotonic() + _COME_BACK_S
         while number < num_workers and time.monotonic() < deadline_s:
             for line in self._reception.strays():
-                self.spares.adopt(line, node_of(line))
-                number, deadline_s = number + 1, time.monotonic() + _COME_BACK_S
+                number += self._adopted(line, node_of(line))
+                deadline_s = time.monotonic() + _COME_BACK_S
             time.sleep(_LOOK_S)
         return number
+
+    def _adopted(self, line: WorkerLine, node: str) -> bool:
+        try:
+            self.spares.adopt(line, node)
+        except PlacementError as error:  # it has ended since it called
+            log.info("%s", error)
+            line.dismiss()
+            return False
+        return True
 
     def settle(self) -> None:
         """Everybody who was wanted is there: others that call are told to end."""

@@ -64,6 +64,7 @@ class RemoteExecutor:
         """As Executor says; raises only what `recovery.meanwhile` raises."""
         usages = self.crew.usages(self._epoch)
         self._ledger.close_epoch(self.crew.placement, usages, self._active_s())
+        self._epoch = 0  # of none, until one is formed: what was done counts once
         self._num_outstanding = 0
         self._past_active_s = 0.0
         with self._succession:

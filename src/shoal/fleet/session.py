@@ -100,7 +100,7 @@ def session_folder(key: str) -> Path:
     folder = Path(base) / f"shoal-{os.getuid()}-{digest}"
     try:
         folder.mkdir(mode=0o700, exist_ok=True)
-        status = folder.stat()
+        status = folder.lstat()  # of a link, which another user may have put there
     except OSError as error:
         raise ConfigError(f"cannot make {folder}: {error.strerror or error}") from error
     if status.st_uid != os.getuid() or status.st_mode & 0o077:
