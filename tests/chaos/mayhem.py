@@ -139,28 +139,29 @@ def decoding(before: EngineStats, num_tokens: int = 20) -> Callable[[EngineStats
     return lambda now: now.generated_tokens >= before.generated_tokens + num_tokens
 
 
-def mending(phase: str, number: int = 0) -> Callable[[EngineStats], bool]:
-    """An incident later than `number` is under way and has come to a phase."""
-
-    def is_so(now: EngineStats) -> bool:
-        last = last_incident(now)
-        return last is not None and last.number > number and phase in last.phases
-
-    return is_so
+def mending(phase: str, *, after: int) -> Callable[[EngineStats], bool]:
+    """An incident later than number `after` has come to a phase."""
+    return lambda now: num_incidents_in(now) > after and phase in incident(now).phases
 
 
-def mended(stats: EngineStats, *, after: int) -> bool:
-    last = last_incident(stats)
-    return last is not None and last.number > after and last.outcome == "recovered"
+def mended(now: EngineStats, *, after: int) -> bool:
+    return num_incidents_in(now) > after and incident(now).outcome == "recovered"
 
 
-def last_incident(stats: EngineStats) -> Incident | None:
-    return stats.incidents[-1] if stats.incidents else None
+def incident(stats: EngineStats) -> Incident:
+    return stats.incidents[-1]
+
+
+def num_incidents_in(stats: EngineStats) -> int:
+    return incident(stats).number if stats.incidents else 0
 
 
 def num_incidents(engine: AnyEngine) -> int:
-    last = last_incident(engine.stats())
-    return 0 if last is None else last.number
+    return num_incidents_in(engine.stats())
+
+
+def pids(stats: EngineStats) -> list[int]:
+    return [worker.pid for worker in stats.workers]
 
 
 # ---- blows --------------------------------------------------------------------------------

@@ -17,11 +17,12 @@ from mayhem import (
     clean_fleet,
     config_of,
     decoding,
+    incident,
     kill,
-    last_incident,
     mended,
     mending,
     num_incidents,
+    num_incidents_in,
     pid_in,
     prefilling,
     reading,
@@ -32,7 +33,6 @@ from mayhem import (
 from split_answers import leads
 from split_fleets import open_yard
 
-from shoal.engine.api import EngineStats, Incident
 from shoal.fleet.deployment import AnyEngine
 from shoal.request import FinishReason
 
@@ -99,7 +99,7 @@ def test_a_survivor_dies_while_another_is_replaced(ship: Ship, phase: str) -> No
     streams = Streams(ship.engine)
     until(ship.engine, decoding(streams.before))
     kill(ship.engine, 1)
-    until(ship.engine, mending(phase, after(streams)))
+    until(ship.engine, mending(phase, after=num_incidents_in(streams.before)))
     kill(ship.engine, 2)
     same(ship.calm, streams.answers())
     assert len(lost_since(ship, streams)) == 2
@@ -111,7 +111,7 @@ def test_the_one_that_replaces_it_dies_too(ship: Ship, phase: str) -> None:
     streams = Streams(ship.engine)
     until(ship.engine, decoding(streams.before))
     kill(ship.engine, 3)
-    until(ship.engine, mending(phase, after(streams)))
+    until(ship.engine, mending(phase, after=num_incidents_in(streams.before)))
     (substitute,) = wait_for_new(before)
     os.kill(substitute.pid, signal.SIGKILL)
     same(ship.calm, streams.answers())
@@ -148,32 +148,21 @@ def test_a_death_in_every_breath(ship: Ship) -> None:
     for seat in itertools.islice(itertools.cycle([2, 0, 3, 1]), 4):
         at = until(ship.engine, decoding(at, 4))
         kill(ship.engine, seat)
-        until(ship.engine, mending("recompute", num_incidents(ship.engine) - 1))
+        until(ship.engine, mending("recompute", after=num_incidents(ship.engine) - 1))
     same(ship.calm, streams.answers())
 
 
 # ---- what is asked of the story ----------------------------------------------------------
 
 
-def after(streams: Streams) -> int:
-    last = last_incident(streams.before)
-    return 0 if last is None else last.number
-
-
 def lost_since(ship: Ship, streams: Streams) -> list[str]:
     """All that were lost; each was noticed at once, and made good."""
     stats = ship.engine.stats()
-    new = [each for each in stats.incidents if each.number > after(streams)]
+    new = [each for each in stats.incidents if each.number > num_incidents_in(streams.before)]
     assert {each.outcome for each in new} == {"recovered"}
     assert {each.noticed_by for each in new} <= {"connection", "report"}
     assert ship.engine.health().ok
     return [worker for each in new for worker in each.lost]
-
-
-def incident(stats: EngineStats) -> Incident:
-    last = last_incident(stats)
-    assert last is not None
-    return last
 
 
 def wait_for_new(before: set[psutil.Process]) -> set[psutil.Process]:

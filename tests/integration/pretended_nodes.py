@@ -1,4 +1,4 @@
-"""This machine as several nodes, which can be unplugged: then no worker starts there."""
+"""This machine as several nodes, which may take no worker for a while, or hear no order."""
 
 from __future__ import annotations
 
@@ -10,22 +10,24 @@ from shoal.fleet.site import Node
 
 
 class PretendedNodes:
-    """A Launcher. `names` may be replaced at any time; `unplugged` nodes take nobody."""
+    """A Launcher. `names` may be replaced at any time. Nodes that are `full` take nobody; with
+    `is_deaf` none ends a worker that is told to.
+    """
 
     def __init__(self, launcher: LocalLauncher, num_cores: int) -> None:
         self.names: Sequence[str] = [LOCAL_NODE]
-        self.unplugged: set[str] = set()
-        self.num_refused = 0
+        self.full: set[str] = set()
+        self.is_deaf = False
         self._launcher = launcher
         self._num_cores = num_cores
 
     def nodes(self) -> list[str]:
-        return [name for name in self.names if name not in self.unplugged]
+        return list(self.names)
 
     def as_site(self) -> list[Node]:
         return [
             Node(name=name, address="", num_cores=self._num_cores, memory_bytes=0)
-            for name in self.nodes()
+            for name in self.names
         ]
 
     def start(self, worker: str, node: str, *, num_threads: int) -> None:
@@ -44,12 +46,12 @@ class PretendedNodes:
         self._launcher.adopt(worker, LOCAL_NODE, pid)
 
     def stop(self, worker: str) -> None:
-        self._launcher.stop(worker)
+        if not self.is_deaf:
+            self._launcher.stop(worker)
 
     def close(self) -> None:
         self._launcher.close()
 
     def _check(self, node: str) -> None:
-        if node in self.unplugged:
-            self.num_refused += 1
+        if node in self.full:
             raise PlacementError(f"{node} takes no worker now")
