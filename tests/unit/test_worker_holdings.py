@@ -21,7 +21,7 @@ from scripted_head import (
     plan_of,
     prepare_of,
 )
-from shared_models import ALL, CONFIG, DIMS, FIRST_HALF, SECOND_HALF, make_model
+from shared_models import ALL, CONFIG, DIMS, FIRST_HALF, SECOND_HALF, head_of, make_model
 
 from shoal.compute.kernels import choose_scheme
 from shoal.errors import OutOfMemory
@@ -29,9 +29,12 @@ from shoal.messages import StepResult
 from shoal.models.config import decoder_config
 from shoal.parallel.control import Failed, Formed, Greeting, Load, Loaded, Prepared
 from shoal.parallel.partition import Shard, Span, shards_of
+from shoal.weights.cache import silent
 from shoal.weights.source import resolve
-from shoal.worker import kv_cache, node_cores, shard_weights
+from shoal.worker import kv_cache, node_cores, shard_source, shard_weights
+from shoal.worker.holdings import Holdings
 from shoal.worker.kv_cache import KVCache, num_blocks_for, slot_bytes
+from shoal.worker.shard_source import ShardSource
 from shoal.worker.worker import load_worker
 
 FIRST_THREE, MIDDLE = (shards_of(DIMS, Span(*span), [1.0])[0] for span in ((0, 3), (1, 3)))
@@ -143,6 +146,24 @@ def test_a_file_that_has_changed_is_read_again(head: ScriptedHead, tmp_path: Pat
     assert read_bytes(worker, load_of(path, FIRST_HALF)) == first
     other = structs.replace(load_of(path, FIRST_HALF).config, dtype="bfloat16")
     assert read_bytes(worker, load_of(path, FIRST_HALF, config=other)) == first
+
+
+def test_the_next_heads_weights_are_read_again_if_they_are_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A worker without files of its own asks the head whether the model is the same."""
+    monkeypatch.setattr(shard_source, "cache_root", lambda: tmp_path / "worker")
+    files = make_model("single", tmp_path / "model")
+    load = structs.replace(load_of(files.path, FIRST_HALF), path="")
+    holdings = Holdings()
+    for name, is_other in (("first", True), ("second", False), ("third", True)):
+        if name == "third":
+            config = files.path / "config.json"
+            config.write_text(config.read_text().replace("128", "256"))
+        with head_of(files, tmp_path / name) as head:
+            seat = holdings.take_seat(load, ShardSource(head.call, silent))
+        assert (seat.loaded().num_read_bytes > 0) == is_other
+    assert seat.loaded().max_context == 256
 
 
 def test_what_is_held_stays_when_a_load_fails(head: ScriptedHead, tmp_path: Path) -> None:
