@@ -106,7 +106,9 @@ def _in_tokens(calm: AnsweredSample, got: AnsweredSample) -> Difference:
 
 
 def _shift(calm: Sequence[int], got: Sequence[int], at: int) -> tuple[Kind, int]:
-    for number in range(1, len(calm) - at + 1):
+    if at == len(got):
+        return "lost", len(calm) - at
+    for number in range(1, len(calm) - at):
         if _goes_on(calm[at + number :], got[at:]):
             return "lost", number
     for number in range(1, at + 1):
@@ -120,7 +122,7 @@ def _shift(calm: Sequence[int], got: Sequence[int], at: int) -> tuple[Kind, int]
 def _goes_on(calm: Sequence[int], got: Sequence[int]) -> bool:
     """As far as both reach: an answer of limited length has more at its end if it lacks some."""
     common = min(len(calm), len(got))
-    return calm[:common] == got[:common] and (common > 0 or not got)
+    return calm[:common] == got[:common]
 
 
 def _parting(calm: str, got: str) -> str:

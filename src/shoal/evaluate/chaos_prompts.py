@@ -10,6 +10,8 @@ from shoal.evaluate.answers import Asked
 from shoal.evaluate.perplexity import english_text
 from shoal.request import SamplingParams
 
+LONG_PROMPT = "long prompt"
+
 _SHORT_WORDS, _LONG_WORDS = 12, 220
 _MAX_SEED = 2**31
 
@@ -51,7 +53,7 @@ def _question(index: int, draw: random.Random, words: list[str], max_tokens: int
                 "stop string", structs.replace(greedy, stop=(". ", "\n\n"), ignore_eos=False)
             )
         case 6:
-            return ask("long prompt", structs.replace(greedy, logprobs=0), long=True)
+            return ask(LONG_PROMPT, structs.replace(greedy, logprobs=0), long=True)
         case _:
             scored = structs.replace(greedy, prompt_logprobs=1, logprobs=1)
             return ask("prompt's log-probabilities, not streamed", scored, stream=False)

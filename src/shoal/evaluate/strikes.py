@@ -64,6 +64,7 @@ class Striker:
         self._draw = random.Random(seed)
         self._is_worker = is_worker or is_shoal_worker
         self._frozen: list[tuple[float, psutil.Process]] = []
+        self._killed: set[psutil.Process] = set()
         self._enough = threading.Event()
         self._thread = threading.Thread(target=self._run, name="shoal-strikes", daemon=True)
 
@@ -105,8 +106,10 @@ class Striker:
         self._draw.shuffle(targets)
         for target in targets:
             process = running(target.pid)
-            if process is not None and self._is_worker(process):
-                return self._hit(target, process)
+            # One that was killed may take a while to go.
+            if process is None or process in self._killed or not self._is_worker(process):
+                continue
+            return self._hit(target, process)
         return False
 
     def _hit(self, target: Target, process: psutil.Process) -> bool:
@@ -119,6 +122,8 @@ class Striker:
         at_s = time.perf_counter()
         if how == "freeze":
             self._frozen.append((at_s + self._draw.uniform(*_FROZEN_S), process))
+        else:
+            self._killed.add(process)
         self.strikes.append(Strike(at_s=at_s, how=how, worker=target.worker, pid=target.pid))
         return True
 
