@@ -31,7 +31,7 @@ FIRST, SECOND, THIRD = "r0s0t0-1", "r0s1t0-2", "r0s2t0-3"
 NOT_FORMED = Failed(epoch=0, kind="PeerLost", message="stage 1 did not come")
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture(scope="module", autouse=True)
 def clean() -> Iterator[None]:
     with nothing_left_behind():
         yield

@@ -23,7 +23,7 @@ from shoal.parallel.control import Failed, Form, Load, Prepare
 from shoal.weights.source import ModelFiles
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture(scope="module", autouse=True)
 def clean() -> Iterator[None]:
     with nothing_left_behind():
         yield

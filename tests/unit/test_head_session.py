@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 
 import pytest
@@ -48,7 +49,7 @@ def test_names_differ_from_head_to_head() -> None:
             first_numbers.append(session.first_number)
             killed(session)
     assert len(set(first_numbers)) == 3
-    assert min(b - a for a, b in zip(first_numbers, first_numbers[1:], strict=False)) >= 1000
+    assert min(b - a for a, b in itertools.pairwise(first_numbers)) >= 1000
 
 
 def test_a_head_that_dies_before_it_has_workers_leaves_those_of_the_one_before() -> None:

@@ -74,9 +74,7 @@ def test_a_spare_takes_over_where_there_is_one(muster: Muster, workers: FakeWork
     assert spare.dismissed and "r0s1t0-90" in workers.stopped, "stopped under its process's name"
 
 
-def test_the_epoch_is_later_than_that_of_the_spares_earlier_head(
-    muster: Muster, workers: FakeWorkers
-) -> None:
+def test_the_epoch_is_later_than_that_of_the_spares_earlier_head(muster: Muster) -> None:
     muster.spares.adopt(stray("r0s1t0-90"), "here")
     crew = crew_over(muster)
     crew.man(FirstTrouble())

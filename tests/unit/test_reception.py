@@ -24,9 +24,15 @@ from shoal.parallel.head_call import call_head
 SHARD = PLACEMENT.seats[0].shard
 
 
+@pytest.fixture(scope="module", autouse=True)
+def clean() -> Iterator[None]:
+    with nothing_left_behind():
+        yield
+
+
 @pytest.fixture
 def reception() -> Iterator[Reception]:
-    with nothing_left_behind(), opened() as reception:
+    with opened() as reception:
         yield reception
 
 

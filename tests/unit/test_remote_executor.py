@@ -17,10 +17,15 @@ from shoal.messages import Plan, StepResult
 from shoal.parallel.control import Form
 
 
-@pytest.fixture
-def workers() -> Iterator[FakeWorkers]:
+@pytest.fixture(scope="module", autouse=True)
+def clean() -> Iterator[None]:
     with nothing_left_behind():
-        yield FakeWorkers()
+        yield
+
+
+@pytest.fixture
+def workers() -> FakeWorkers:
+    return FakeWorkers()
 
 
 @pytest.fixture

@@ -52,12 +52,17 @@ class Pool:
         eventually(all_ready, f"spares do not stand ready: {self.workers.started}")
 
 
+@pytest.fixture(scope="module", autouse=True)
+def clean() -> Iterator[None]:
+    with nothing_left_behind():
+        yield
+
+
 @pytest.fixture
-def workers(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeWorkers]:
+def workers(monkeypatch: pytest.MonkeyPatch) -> FakeWorkers:
     monkeypatch.setattr(spares_module, "_LOOK_S", 0.01)
     monkeypatch.setattr(spares_module, "_REST_S", 0.0)
-    with nothing_left_behind():
-        yield FakeWorkers()
+    return FakeWorkers()
 
 
 @pytest.fixture

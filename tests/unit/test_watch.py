@@ -16,9 +16,15 @@ from shoal.parallel.control import Alive
 DEAD_AFTER_S = 0.5
 
 
+@pytest.fixture(scope="module", autouse=True)
+def clean() -> Iterator[None]:
+    with nothing_left_behind():
+        yield
+
+
 @pytest.fixture
 def reception() -> Iterator[Reception]:
-    with nothing_left_behind(), opened(dead_after_s=DEAD_AFTER_S) as reception:
+    with opened(dead_after_s=DEAD_AFTER_S) as reception:
         yield reception
 
 

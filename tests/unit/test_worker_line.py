@@ -17,9 +17,15 @@ from shoal.fleet.reception import Reception
 from shoal.parallel.control import Alive, Fetching, Formed, OpenCache, Stop
 
 
+@pytest.fixture(scope="module", autouse=True)
+def clean() -> Iterator[None]:
+    with nothing_left_behind():
+        yield
+
+
 @pytest.fixture
 def reception() -> Iterator[Reception]:
-    with nothing_left_behind(), opened() as reception:
+    with opened() as reception:
         yield reception
 
 
