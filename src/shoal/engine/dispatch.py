@@ -64,7 +64,7 @@ class Dispatch:
             self._refresh()
             ticket = self._router.start(prompt_tokens, weight=weight, besides=besides)
             if ticket is None:
-                patient = self._troubled - self._withheld - set(besides)
+                patient = self._patient - set(besides)
                 if not patient:
                     return None
                 ticket = self._router.start_among(patient, prompt_tokens, weight=weight)
@@ -145,10 +145,11 @@ class Dispatch:
         return sorted(self._troubled)
 
     @property
-    def available(self) -> list[str]:
+    def takers(self) -> list[str]:
+        """Those that get new requests, or else those that let them wait for workers."""
         with self._lock:
             self._refresh()
-            return self._router.available
+            return self._router.available or sorted(self._patient)
 
     @property
     def loads(self) -> dict[str, int]:
@@ -159,6 +160,10 @@ class Dispatch:
         """The requests that a replica has, oldest first."""
         with self._lock:
             return [place for place in self._places.values() if place.replica == replica]
+
+    @property
+    def _patient(self) -> set[str]:
+        return self._troubled - self._withheld
 
     def _start_at(self, replica: str) -> None:
         self._circuits[replica].started(self._clock())

@@ -109,16 +109,17 @@ class ReplicatedEngine:
     def health(self) -> Health:
         """`ok` while at least one replica is well and takes requests; the reason names the rest."""
         self._look_after()
-        available = self._dispatch.available
+        takers = self._dispatch.takers
         states = {name: engine.health() for name, engine in self._engines.items()}
         shown = {
-            name: state if name in available else _left_out(state) for name, state in states.items()
+            name: state if name in takers else _left_out(state) for name, state in states.items()
         }
         well = [state for state in shown.values() if state.ok]
-        complaints = [f"{name}: {state.reason}" for name, state in shown.items() if not state.ok]
+        ill = {name: state for name, state in shown.items() if state.reason not in _CALM}
         reason = "working" if any(state.reason == "working" for state in well) else "idle"
-        if complaints:
-            reason = f"{len(well)} of {len(states)} replicas serve; {'; '.join(complaints)}"
+        if ill:
+            reasons = "; ".join(f"{name}: {state.reason}" for name, state in ill.items())
+            reason = f"{len(shown) - len(ill)} of {len(shown)} replicas serve; {reasons}"
         ready = [state for state in shown.values() if state.ready]
         return Health(
             live=any(state.live for state in states.values()),
@@ -197,6 +198,7 @@ class ReplicatedEngine:
         if since_s < MOVE_AFTER_S:
             return
         self._dispatch.in_trouble(replica)
+        self._look_after()
         full = {name for name, engine in self._engines.items() if engine.is_recovering}
         for place in self._dispatch.at(replica):
             if place.job is not None and place.num_moves < _MOST_MOVES:
@@ -220,8 +222,11 @@ class ReplicatedEngine:
             self._dispatch.not_moved(ticket)
 
 
+_CALM = ("working", "idle")
+
+
 def _left_out(state: Health) -> Health:
-    reason = "gets no new requests" if state.ok else state.reason
+    reason = "gets no new requests" if state.reason in _CALM else state.reason
     return replace(state, ready=False, reason=reason)
 
 
