@@ -14,6 +14,7 @@ from typing import Any
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+from msgspec import structs
 from replica_model import (
     EMPTY_PREFIX,
     VOCAB_SIZE,
@@ -78,7 +79,9 @@ class Client:
             return
         assert (self.emitted, self.last.finish_reason) == calm_run(self.request)
         wants_scores = self.request.params.prompt_logprobs is not None
-        assert self.num_prompt_reports == int(wants_scores)
+        # Those who were elsewhere before heard it there.
+        expected = wants_scores and not self.request.emitted_tokens
+        assert self.num_prompt_reports == int(expected)
 
 
 @dataclass
@@ -87,6 +90,8 @@ class Submission:
 
     num_samples: int
     options: dict[str, Any]
+    num_emitted: int = 0
+    """Of each sample, in an earlier life; fewer where that would be its end."""
 
 
 @st.composite
@@ -117,7 +122,15 @@ def submissions(draw: st.DrawFn) -> Submission:
         "pooling": kind != "generate",
         "splittable": kind != "encode",
     }
-    return Submission(draw(st.sampled_from([1, 1, 2, 4])), options)
+    num_emitted = draw(st.sampled_from([0, 0, 1, 3, 7])) if kind == "generate" else 0
+    return Submission(draw(st.sampled_from([1, 1, 2, 4])), options, num_emitted)
+
+
+def in_a_later_life(request: Request, num_emitted: int) -> Request:
+    if not num_emitted:
+        return request
+    calm, _ = calm_run(request)
+    return structs.replace(request, emitted_tokens=calm[:-1][:num_emitted])
 
 
 class SchedulerMachine(RuleBasedStateMachine):
@@ -152,17 +165,21 @@ class SchedulerMachine(RuleBasedStateMachine):
 
     def add(self, submission: Submission) -> None:
         group = next(self.groups) if submission.num_samples > 1 else None
-        requests = [
+        new = [
             Request(request_id=request_id, seed=request_id, group=group, **submission.options)
             for request_id in (next(self.ids) for _ in range(submission.num_samples))
         ]
+        requests = [in_a_later_life(request, submission.num_emitted) for request in new]
         num_waiting = self.scheduler.num_waiting
         try:
             self.scheduler.add_all(requests)
         except (QueueFull, CallerError):
             assert self.scheduler.num_waiting == num_waiting, "refused, but not as a whole"
             return
-        self.clients |= {request.request_id: Client(request) for request in requests}
+        self.clients |= {
+            request.request_id: Client(request, emitted=list(request.emitted_tokens))
+            for request in requests
+        }
 
     @rule()
     def send_plan(self) -> None:
