@@ -22,6 +22,7 @@ from simulated_cluster import NEVER_S, Cluster, Timeline, Worker
 from simulated_head import Client, Head, fresh_supervisor
 
 from shoal.cluster.placement import ReplicaPlacement, divide
+from shoal.cluster.supervisor import Dismiss, Form, Load, Replan, Start
 from shoal.config import Split
 from shoal.parallel.partition import Dims
 from shoal.request import Request, SamplingParams
@@ -92,12 +93,13 @@ class Order:
         self._last_fault_s = 0.0
         self._to_kill_again = 0
         self._request_ids = 0
+        self._came_again = False
 
     def run(self) -> int:
         """Returns the number of events. Raises AssertionError."""
         head, timeline = self.head, self.timeline
         head.begin()
-        for _ in range(self.dice.randint(1, 3)):
+        for _ in range(self.dice.choice((1, 1, 2, 3))):
             self._submit()
         num_events = 0
         while head.num_open or not self._is_over():
@@ -118,7 +120,7 @@ class Order:
 
     def log(self, *words: Any) -> None:
         assert self._log is not None
-        self._log(f"{self.timeline.now_s:9.3f} s  {' '.join(map(str, words))}")
+        self._log(f"{self.timeline.now_s:9.3f} s  {' '.join(map(_word, words))}")
 
     # ---- the end --------------------------------------------------------------------------
 
@@ -126,11 +128,14 @@ class Order:
         """Work goes on, at the latest with a node that returns, and everybody has an answer."""
         if not self.cluster.nodes_up:
             self._return(self._nodes[0])
-        if any(c.told_to_come_again for c in self.head.clients.values()) and self._request_ids < 20:
-            self._request_ids = 20
+        if self.head.is_recovering:
+            return False
+        sent_away = any(client.told_to_come_again for client in self.head.clients.values())
+        if sent_away and not self._came_again:
+            self._came_again = True
             self._submit()
             return False
-        return not self.head.is_recovering
+        return True
 
     def _check_end(self) -> None:
         scheduler = self.head.scheduler
@@ -157,7 +162,7 @@ class Order:
                 request_id=self._request_ids,
                 prompt_tokens=prompt,
                 params=STRICT if dice.random() < 0.2 else PLAIN,
-                max_tokens=dice.randint(1, 6),
+                max_tokens=dice.randint(1, 5),
                 seed=self._request_ids,
                 stop_ids=stop_ids,
                 group=self._request_ids - len(clients) if num_samples > 1 else None,
@@ -291,6 +296,16 @@ def _moved(placement: ReplicaPlacement, instead: dict[str, str]) -> ReplicaPlace
             for stage in placement.stages
         )
     )
+
+
+def _word(word: object) -> str:
+    match word:
+        case Start(seat=seat) | Load(seat=seat):
+            return f"     {type(word).__name__} {seat.worker} on {seat.node}"
+        case Form() | Dismiss() | Replan():
+            return f"     {word}"
+        case _:
+            return str(word)
 
 
 def _silent(*_words: Any) -> None:

@@ -116,6 +116,8 @@ class Head:
 
     def pause(self, duration_s: float, *, reads_late: bool) -> None:
         """The head is frozen or starved; then it looks first, and reads what has come later."""
+        if self.timeline.now_s < self._reads_s:
+            return  # whoever is alive runs now and then
         self._froze_s = self.timeline.now_s
         self.paused_until_s = self._look_s = self.timeline.now_s + duration_s
         self._reads_s = self.paused_until_s + (0.05 if reads_late else 0.0)
@@ -315,7 +317,7 @@ class Head:
             self.cluster.compute(plan)
 
     def _carry_out(self, instruction: object) -> None:
-        self._log("    ", instruction_text(instruction))
+        self._log(instruction)
         match instruction:
             case Start(seat=seat):
                 self._start(seat)
@@ -365,14 +367,6 @@ class Head:
 
 def supervisor_has_all(supervisor: Supervisor, formed_by: set[str]) -> bool:
     return {seat.worker for seat in supervisor.placement.seats} == formed_by
-
-
-def instruction_text(instruction: object) -> str:
-    match instruction:
-        case Start(seat=seat) | Load(seat=seat):
-            return f"{type(instruction).__name__} {seat.worker} on {seat.node}"
-        case _:
-            return str(instruction)
 
 
 def fresh_supervisor(placement: ReplicaPlacement, home: frozenset[str]) -> Supervisor:

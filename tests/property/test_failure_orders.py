@@ -21,7 +21,7 @@ Method = Callable[..., Any]
 
 
 def test_failure_orders() -> None:
-    run_orders(range(1_500))
+    run_orders(range(1_000))
 
 
 @pytest.mark.slow
