@@ -8,13 +8,10 @@ from collections.abc import Callable, Iterator
 
 from msgspec import structs
 
-from shoal.cluster.placement import ReplicaPlacement, divide
+from shoal.cluster.placement import divide
 from shoal.config import EngineConfig, Split
-from shoal.engine.recovery import Phase
-from shoal.errors import PeerLost, PlacementError, ShoalError
-from shoal.fleet.crew import Crew, Elsewhere
+from shoal.errors import PeerLost, PlacementError
 from shoal.fleet.inbox import Called, Inbox, Lost
-from shoal.fleet.muster import Muster
 from shoal.messages import Plan
 from shoal.parallel.control import (
     CacheOpened,
@@ -40,8 +37,6 @@ LOADED = Loaded(
     num_blocks=10, max_context=128, vocab_size=100, num_read_bytes=1, load_s=0.1, description="tiny"
 )
 PLACEMENT = divide(DIMS, Split(pipeline=3), ["here"]).replicas[0]
-
-_PATIENCE_S = 10.0
 
 
 class Quiet:
@@ -244,63 +239,6 @@ class FakeWorkers:
 
 def _seat(worker: str) -> str:
     return worker.partition("-")[0]
-
-
-class Notes:
-    """A Witness that writes all down. `at_loss` and the like may interfere; a test that hangs
-    fails."""
-
-    def __init__(self, meanwhile: Callable[[], None] = lambda: None) -> None:
-        self.losses: list[tuple[str, str, float]] = []
-        self.reasons: list[str] = []
-        self.troubles: list[str] = []
-        self.decisions: list[str] = []
-        self.phases: list[Phase] = []
-        self._meanwhile = meanwhile
-        self._deadline_s = time.monotonic() + _PATIENCE_S
-
-    def meanwhile(self) -> None:
-        assert time.monotonic() < self._deadline_s, f"for ever: {self.troubles[-1:]}"
-        self._meanwhile()
-
-    def note_loss(self, worker: str, reason: str, noticed_by: str, silence_s: float) -> None:
-        self.losses.append((worker, noticed_by, silence_s))
-        self.reasons.append(reason)
-
-    def note_trouble(self, error: ShoalError) -> None:
-        self.troubles.append(error.message)
-
-    def note_decision(self, what: str) -> None:
-        self.decisions.append(what)
-
-    def enter(self, phase: Phase) -> None:
-        if self.phases[-1:] != [phase]:
-            self.phases.append(phase)
-
-    @property
-    def lost(self) -> list[str]:
-        return [worker for worker, _, _ in self.losses]
-
-
-def muster_over(
-    workers: FakeWorkers, placement: ReplicaPlacement = PLACEMENT, *, home: tuple[str, ...] = ()
-) -> Muster:
-    """Six cores on every node of the placement."""
-    muster = Muster(workers, workers, CONFIG, path_on=lambda node: f"/{node}/model", home=home)
-    muster.share_out([placement], {seat.node: 6 for seat in placement.seats})
-    return muster
-
-
-def nowhere(placement: ReplicaPlacement, without: frozenset[str]) -> ReplicaPlacement:
-    nodes = sorted({seat.node for seat in placement.seats})
-    raise PlacementError(f"{nodes} are all there is, and {sorted(without)} are not to be used")
-
-
-def crew_over(
-    muster: Muster, placement: ReplicaPlacement = PLACEMENT, *, elsewhere: Elsewhere = nowhere
-) -> Crew:
-    """Nobody is in it yet."""
-    return Crew(placement, muster, CONFIG, elsewhere=elsewhere)
 
 
 def usage(epoch: int, steps: int, busy_s: float) -> Usage:

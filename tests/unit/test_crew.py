@@ -5,16 +5,8 @@ from __future__ import annotations
 from itertools import repeat
 
 import pytest
-from fleet_fakes import (
-    CONFIG,
-    DIMS,
-    LOADED,
-    PLACEMENT,
-    FakeWorkers,
-    Notes,
-    crew_over,
-    muster_over,
-)
+from crew_fakes import Notes, crew_over, muster_over
+from fleet_fakes import CONFIG, DIMS, LOADED, PLACEMENT, FakeWorkers
 from msgspec import structs
 
 from shoal.cluster.placement import ReplicaPlacement, Seat

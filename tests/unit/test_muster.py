@@ -3,15 +3,8 @@
 from __future__ import annotations
 
 import pytest
-from fleet_fakes import (
-    DIMS,
-    PLACEMENT,
-    FakeLine,
-    FakeWorkers,
-    Notes,
-    crew_over,
-    muster_over,
-)
+from crew_fakes import Notes, crew_over, muster_over
+from fleet_fakes import DIMS, PLACEMENT, FakeLine, FakeWorkers
 
 from shoal.cluster.placement import divide
 from shoal.config import Split

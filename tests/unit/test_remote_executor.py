@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
-from fleet_fakes import FakeWorkers, Notes, crew_over, muster_over, usage
+from crew_fakes import Notes, crew_over, muster_over
+from fleet_fakes import FakeWorkers, usage
 from scripted_head import eventually, nothing_left_behind
 
 from shoal.errors import PeerLost, RetryError
