@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from shoal.cluster.goal import Goal
@@ -17,12 +16,12 @@ from shoal.fleet.muster import Muster
 from shoal.fleet.operator import OperatorService
 from shoal.fleet.ray_node import use_ray
 from shoal.fleet.reception import Reception
-from shoal.fleet.session import open_session
+from shoal.fleet.session import Session, open_session
 from shoal.fleet.site import FixedSite, MeasuredSite, Node, Site
 from shoal.fleet.start_local import decoder_of
 from shoal.fleet.state import StateFolder
 from shoal.fleet.survey import Survey
-from shoal.parallel.address import HostAddress, parse_address
+from shoal.parallel.address import HostAddress
 from shoal.parallel.endpoint import MutualTls, Plaintext, Security, listen
 from shoal.parallel.identity import load_identity
 from shoal.parallel.listener import Listener
@@ -68,15 +67,12 @@ def start_cluster_fleet(
     with ExitStack() as stack:
         provider = WeightsProvider(files, cache_root(), report)
         stack.callback(provider.close)
-        scheme = "tcp" if insecure_plaintext else "tls"
         session = stack.enter_context(open_session(session_key))
-        address = session.address_before or str(HostAddress(scheme, membership.address, 0))
         reception = Reception(
-            _listen(address, security),
+            _listen(session, membership.address, security),
             {"weights": provider.serve},
             dead_after_s=config.dead_after_s,
         )
-        session.note(address=reception.address)
         stack.callback(reception.close)
 
         def on_exit(worker: str, status: int) -> None:
@@ -110,15 +106,18 @@ def start_cluster_fleet(
         return fleet
 
 
-def _listen(address: str, security: Security) -> Listener:
+def _listen(session: Session, host: str, security: Security) -> Listener:
     """Where the workers of an earlier head call, if that can be had again."""
+    scheme = "tcp" if isinstance(security, Plaintext) else "tls"
+    before = session.address_before
+    anywhere = str(HostAddress(scheme, host, 0))
     try:
-        return listen(address, security)
+        listener = listen(before if before.startswith(scheme) else anywhere, security)
     except ConfigError as error:
-        log.warning("%s: its workers cannot come back", error)
-        target = parse_address(address)
-        assert isinstance(target, HostAddress)
-        return listen(str(replace(target, port=0)), security)
+        log.warning("%s: the workers of the last head cannot come back", error)
+        listener = listen(anywhere, security)
+    session.note(address=listener.address)
+    return listener
 
 
 def _site(
