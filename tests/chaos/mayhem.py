@@ -9,6 +9,7 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import psutil
@@ -21,6 +22,7 @@ from shoal.config import EngineConfig, Split
 from shoal.engine.api import EngineStats, Incident
 from shoal.engine.outputs import RequestOutput, gather
 from shoal.engine.streams import SyncStream
+from shoal.errors import ShoalError
 from shoal.fleet.deployment import AnyEngine
 from shoal.fleet.fleet import Fleet
 from shoal.request import SamplingParams
@@ -98,15 +100,34 @@ class Streams:
 
     def answers(self) -> Answers:
         """Raises what ended one of them; those that hang are cancelled, so that they differ."""
+        with self._limit():
+            outputs = [gather(*each) for each in self._asked]
+            return Answers(outputs, self._embed.embedding())
+
+    def ends(self) -> list[Exception | None]:
+        """What ended each, None for those that went well."""
+        reads = [partial(gather, *each) for each in self._asked]
+        with self._limit():
+            return [_end(read) for read in [*reads, self._embed.embedding]]
+
+    @contextmanager
+    def _limit(self) -> Iterator[None]:
         streams = [self._embed, *(stream for _, _, stream in self._asked)]
         watchdog = threading.Timer(PATIENCE_S, lambda: [each.cancel() for each in streams])
         watchdog.start()
         try:
-            outputs = [gather(*each) for each in self._asked]
-            return Answers(outputs, self._embed.embedding())
+            yield
         finally:
             watchdog.cancel()
             watchdog.join()
+
+
+def _end(read: Callable[[], object]) -> Exception | None:
+    try:
+        read()
+    except ShoalError as error:
+        return error
+    return None
 
 
 def same(calm: Answers, got: Answers) -> None:
