@@ -20,8 +20,10 @@ from typing import Any
 
 import pytest
 
+from shoal.cli.journaling import journal_path
 from shoal.engine.api import Delta
 from shoal.errors import ConfigError
+from shoal.fleet.state import StateFolder
 from shoal.journal.api import Accepted, Entry, Kept
 from shoal.journal.database import Database
 from shoal.journal.expiry import Expiry
@@ -306,6 +308,58 @@ def test_on_a_full_disk_streams_go_on_and_it_says_so_once(
 
     with opened(path, retry_s=0.1) as journal:
         asyncio.run(run(journal))
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """Four MiB of its own."""
+    mount = ["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", str(tmp_path)]
+    if os.getuid() != 0 or subprocess.run(mount, capture_output=True, check=False).returncode:
+        pytest.skip("mounting needs root")
+    yield tmp_path
+    subprocess.run(["umount", str(tmp_path)], check=True)
+
+
+@pytest.mark.slow
+def test_a_disk_that_fills_up_and_is_emptied(small_disk: Path) -> None:
+    ballast = small_disk / "ballast"
+
+    async def run(journal: SqliteJournal) -> None:
+        client = Client(journal)
+        assert await client.keep("cmpl-1", ENTRIES) == [True] * 4
+        ballast.write_bytes(b"x" * 3 * 2**20)
+        long: Entry = (0, Delta(index=0, text="x" * 20_000, token_ids=[1]))
+        heard = [await client.say("cmpl-1", 3 + i, [long]) for i in range(80)]
+        assert heard[0] == [True]
+        assert heard[-1] == [False]
+        assert "full" in (journal.trouble or "")
+        ballast.unlink()
+
+        async def is_well() -> bool:
+            return journal.trouble is None
+
+        await eventually(is_well)
+        assert await journal.find("cmpl-1") is None
+        assert await client.keep("cmpl-2", ENTRIES) == [True] * 4
+
+    with opened(small_disk / "journal" / "journal.sqlite", retry_s=0.1) as journal:
+        asyncio.run(run(journal))
+
+
+@pytest.mark.parametrize(
+    ("chosen", "port", "expected"),
+    [
+        (None, 8000, "/state/journal/a_b-8000.sqlite"),
+        (None, 0, None),
+        ("off", 8000, None),
+        ("/elsewhere/j", 0, "/elsewhere/j"),
+    ],
+)
+def test_where_a_server_keeps_its_journal(
+    chosen: str | None, port: int, expected: str | None
+) -> None:
+    path = journal_path(chosen, StateFolder(Path("/state")), "a/b", port)
+    assert path == (expected and Path(expected))
 
 
 def test_a_disk_that_hangs_holds_streams_up_for_a_moment_only(

@@ -119,7 +119,7 @@ class Responses:
         """Go on with what an earlier server has left unfinished."""
         response_ids = await self._journal.open_ids()
         if response_ids:
-            log.warning("%d responses go on that the last server began", len(response_ids))
+            log.warning("open responses of the last server go on: %d", len(response_ids))
         for response_id in response_ids:
             while response_id not in self._open:
                 kept = await self._journal.find(response_id)
