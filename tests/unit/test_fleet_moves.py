@@ -202,3 +202,37 @@ def test_a_move_that_fails_changes_nothing_for_workers_started_later(workers: Fa
     eventually(lambda: workers.lines[recruit].heard(Form) == 1, "they do not form")
     assert (workers.nodes_of[recruit], load_of(workers, recruit).memory_share) == ("b", 1.0)
     fleet.close()
+
+
+@pytest.mark.parametrize("num_together", [1, 2, 2**16])
+def test_a_restart_replaces_every_worker_where_it_is(
+    workers: FakeWorkers, num_together: int
+) -> None:
+    fleet = fleet_on(workers, "ab", Split(replicas=2))
+    before = dict(workers.running)
+    assert fleet.restart(num_together) == "2 workers replaced, without a break"
+    eventually(lambda: not before.keys() & workers.running.keys(), "the old ones do not go")
+    assert sorted(workers.running.values()) == ["a", "b"]
+    fleet.close()
+    assert not workers.running
+
+
+def test_a_restart_takes_no_spare_from_before_it(workers: FakeWorkers) -> None:
+    fleet = fleet_on(workers, "a", Split(pipeline=2), spares=1)
+    eventually(lambda: len(fleet._muster.spares._spares) == 1, "no spare is started")
+    before = set(workers.running)
+    fleet.restart(1)
+    eventually(lambda: not before & workers.running.keys(), "an old one still runs")
+    fleet.close()
+
+
+def test_a_rolling_restart_that_fails_ends_where_it_is(workers: FakeWorkers) -> None:
+    fleet = fleet_on(workers, "ab", Split(replicas=2))
+    before = dict(workers.running)
+    failed = Failed(epoch=0, kind="OutOfMemory", message="no room for both")
+    workers.at_load["r0s0t0"] = iter([failed])
+    with pytest.raises(OutOfMemory, match="no room for both"):
+        fleet.restart(1)
+    assert dict(workers.running) == before
+    assert len(workers.started) == 3, "nothing was begun with the next replica"
+    fleet.close()
