@@ -11,6 +11,7 @@ from pathlib import Path
 import httpx
 import msgspec
 import pytest
+from msgspec import structs
 from operator_fakes import FakeFleet, fake_node, fake_status, fake_worker, serving
 from typer.testing import CliRunner, Result
 
@@ -75,6 +76,18 @@ def test_nodes_workers_and_load_are_shown(fleet: FakeFleet, tmp_path: Path) -> N
     assert "bb 10.0.0.2 cpu, 8 cores 16.0 GiB drained 1" in rows
     assert "ccc 10.0.0.3 cpu, 8 cores 16.0 GiB down 1" in rows
     assert "r0s1t0-2 bb 1 0 15–29 0% 0% 0 B/s" in rows
+
+
+def test_a_recovery_is_shown_though_all_is_well_so_far(fleet: FakeFleet, tmp_path: Path) -> None:
+    status = fake_status()
+    reason = "recovering for 3 s: worker r0s1t0-2 is lost"
+    fleet.value = structs.replace(
+        status, replicas=[structs.replace(status.replicas[0], reason=reason)]
+    )
+    result = run(tmp_path, "status", columns=160)
+    assert result.exit_code == 0
+    assert f"ok, r0: {reason}" in result.stdout
+    assert f"r0: {reason}; epoch 3" in result.stdout
 
 
 def test_a_busy_fleet_is_looked_at_twice(
