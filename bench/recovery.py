@@ -87,9 +87,13 @@ class Round(msgspec.Struct, frozen=True):
 
 @contextmanager
 def fleet_of(split: Split, spares: int, *, exact: bool) -> Iterator[Fleet]:
-    precision = {"dtype": "float32", "quantize": "none"} if exact else {}
     config = EngineConfig(
-        model=MODEL, kv_memory_bytes=KV_BYTES, split=split, spares=spares, **precision
+        model=MODEL,
+        dtype="float32" if exact else "auto",
+        quantize="none" if exact else "auto",
+        kv_memory_bytes=KV_BYTES,
+        split=split,
+        spares=spares,
     )
     fleet = start_local_fleet(config)
     try:
