@@ -86,6 +86,15 @@ Over the machines that have joined 'shoal head':
 """
 
 
+HostOption = Annotated[
+    str, typer.Option(help="Address to listen on; 0.0.0.0 is every network of this machine.")
+]
+PortOption = Annotated[
+    int, typer.Option(min=0, max=65535, help="Port to listen on; 0 takes a free one.")
+]
+NameOption = Annotated[
+    str | None, typer.Option(help="What clients call the model, if not as it is named here.")
+]
 MaxRunningOption = Annotated[
     int, typer.Option(help="Requests computed together.", rich_help_panel=SCHEDULING_PANEL)
 ]
@@ -122,15 +131,9 @@ StallAfterOption = Annotated[
 
 def serve(
     model: ModelArgument,
-    host: Annotated[
-        str, typer.Option(help="Address to listen on; 0.0.0.0 is every network of this machine.")
-    ] = "127.0.0.1",
-    port: Annotated[
-        int, typer.Option(min=0, max=65535, help="Port to listen on; 0 takes a free one.")
-    ] = 8000,
-    name: Annotated[
-        str | None, typer.Option(help="What clients call the model, if not as it is named here.")
-    ] = None,
+    host: HostOption = "127.0.0.1",
+    port: PortOption = 8000,
+    name: NameOption = None,
     dtype: DTypeOption = "auto",
     quantize: QuantizeOption = "auto",
     max_context: MaxContextOption = None,
@@ -162,10 +165,9 @@ def serve(
     journal: JournalOption = None,
     grace: GraceOption = 30,
 ) -> None:
-    """Serve a model behind the OpenAI API until Ctrl-C or SIGTERM.
+    """Serve a model behind the OpenAI API until Ctrl-C or SIGTERM; a second one ends at once.
 
-    Open requests may finish after the first signal; a second one ends at once. Started again, it
-    goes on with what was open, and clients come back to it.
+    Open requests may finish first. Started again, it goes on with what was still open.
     """
     with usage_errors():
         config = EngineConfig(
@@ -189,8 +191,7 @@ def serve(
             split=make_split(pipeline, tensor, replicas, layers, shares, route, wire, transport),
         )
         where = Where(placement, cluster, objective, insecure_plaintext, state)
-    ending = Ending(journal, grace)
-    run_server(config, where, host, port, ending, accept_terms=accept_terms)
+    run_server(config, where, host, port, Ending(journal, grace), accept_terms=accept_terms)
 
 
 class Ending(NamedTuple):
