@@ -37,8 +37,8 @@ GraceOption = Annotated[
     typer.Option(
         min=0,
         metavar="SECONDS",
-        help="How long open requests may go on after SIGTERM. What is open then is left to the "
-        "next server, through the journal.",
+        help="How long open requests may go on after Ctrl-C or SIGTERM, unless a second one comes. "
+        "What is open then is left to the next server, through the journal.",
         rich_help_panel=ENDING_PANEL,
     ),
 ]

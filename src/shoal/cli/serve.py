@@ -165,10 +165,7 @@ def serve(
     journal: JournalOption = None,
     grace: GraceOption = 30,
 ) -> None:
-    """Serve a model behind the OpenAI API until Ctrl-C or SIGTERM; a second one ends at once.
-
-    Open requests may finish first. Started again, it goes on with what was still open.
-    """
+    """Serve a model behind the OpenAI API until Ctrl-C or SIGTERM."""
     with usage_errors():
         config = EngineConfig(
             model=model,
