@@ -10,6 +10,7 @@ from shoal.cluster.blame import LONGEST_PAUSE_S, LOSSES_IN_A_ROW, PATIENT_LOSSES
 from shoal.cluster.placement import divide
 from shoal.cluster.supervisor import (
     REPLAN_S,
+    SETTLE_S,
     Dismiss,
     Form,
     Load,
@@ -224,3 +225,30 @@ def test_who_is_still_loading_is_kept_for_the_same_shard_only() -> None:
     rig.next()
     rig.brain.placed(placement_of("a", "b"), rig.now_s)
     assert Dismiss(loading) in rig.next()
+
+
+# ---- two nodes that do not reach each other ---------------------------------------------------
+
+
+def test_of_two_nodes_that_do_not_reach_each_other_one_is_left_out_never_the_head_s() -> None:
+    rig = Rig("a", "b", home=("b",)).formed()
+    one, other = rig.workers
+    for _ in range(2):
+        rig.brain.begin(rig.now_s)
+        rig.now_s += SETTLE_S
+        [form] = rig.next()
+        assert isinstance(form, Form)
+        rig.brain.not_formed(one, form.epoch, rig.now_s, unreachable=other)
+    assert rig.next() == [Dismiss(one), Replan(frozenset("a"))]
+
+
+def test_a_neighbour_on_the_same_node_that_cannot_be_dialled_blames_no_node() -> None:
+    rig = Rig("a", "a").formed()
+    one, other = rig.workers
+    for _ in range(3):
+        rig.brain.begin(rig.now_s)
+        rig.now_s += SETTLE_S
+        [form] = rig.next()
+        assert isinstance(form, Form)
+        rig.brain.not_formed(one, form.epoch, rig.now_s, unreachable=other)
+    assert kinds(rig.next()) == [Dismiss, Start]

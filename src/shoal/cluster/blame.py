@@ -43,6 +43,9 @@ class Blame:
         ):
             self._out_until_s[node] = now_s + REST_S
 
+    def is_home(self, node: str) -> bool:
+        return node in self._home
+
     def gone(self, node: str, now_s: float) -> None:
         self._out_until_s[node] = now_s + REST_S
 

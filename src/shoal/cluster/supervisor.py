@@ -26,6 +26,7 @@ REPLAN_S = 1.0
 SETTLE_S = 0.02
 """A worker may report that a neighbour broke off before we hear that from the neighbour's line."""
 _FORMATIONS_BEFORE_BLAME = 3
+_CUTS_BEFORE_BLAME = 2
 
 
 class Start(msgspec.Struct, frozen=True):
@@ -183,15 +184,35 @@ class Supervisor:
             self._pending.append(Dismiss(worker))
             self.lost(worker, now_s)
 
-    def not_formed(self, worker: str, epoch: int, now_s: float) -> None:
-        """It could not connect with a neighbour: that one may be lost, or the way between them."""
-        if epoch != self.epoch or not self._is_forming or self._post(worker) is None:
+    def not_formed(
+        self, worker: str, epoch: int, now_s: float, *, unreachable: str | None = None
+    ) -> None:
+        """It could not connect with a neighbour: that one may be lost, or the way between them.
+
+        `unreachable` is the neighbour, if it could not even be dialled.
+        """
+        post = self._post(worker)
+        if epoch != self.epoch or not self._is_forming or post is None:
             return
         self._num_failed_formations += 1
-        if self._num_failed_formations >= _FORMATIONS_BEFORE_BLAME:
+        other = self._post(unreachable) if unreachable is not None else None
+        is_cut = other is not None and other.seat.node != post.seat.node
+        if is_cut and self._num_failed_formations >= _CUTS_BEFORE_BLAME:
+            assert other is not None
+            self._num_failed_formations = 0
+            self._part(post, other, now_s)
+        elif self._num_failed_formations >= _FORMATIONS_BEFORE_BLAME:
             self._num_failed_formations = 0
             self.failed(worker, now_s)
         self._unform(now_s)
+
+    def _part(self, one: Post, other: Post, now_s: float) -> None:
+        """We hear both, but they do not reach each other: one of the nodes must do without."""
+        node = one.seat.node if self._blame.is_home(other.seat.node) else other.seat.node
+        for post in self._all:
+            if post.seat.node == node:
+                self.failed(post.seat.worker, now_s)
+        self._blame.gone(node, now_s)
 
     def gone(self, node: str, now_s: float) -> None:
         """No worker can be started there."""

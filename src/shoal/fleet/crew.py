@@ -306,7 +306,8 @@ class Crew:
         if self.members[worker].loaded is None:
             self._supervisor.failed(worker, now_s)
         else:
-            self._supervisor.not_formed(worker, failed.epoch, now_s)
+            other = self._worker_at(failed.unreachable)
+            self._supervisor.not_formed(worker, failed.epoch, now_s, unreachable=other)
         witness.note_trouble(error_of(worker, failed))
 
     # ---- steps ----------------------------------------------------------------------------
@@ -359,6 +360,9 @@ class Crew:
         num_ranks = len(self.stages[index])
         following = enumerate(self.stages[index + 1])
         return [self._address(seat) for other, seat in following if other % num_ranks == rank]
+
+    def _worker_at(self, address: str) -> str | None:
+        return next((w for w, each in self.members.items() if each.line.address == address), None)
 
     def _address(self, seat: Seat) -> str:
         return self.members[seat.worker].line.address

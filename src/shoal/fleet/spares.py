@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence, Set
 from shoal.cluster.placement import Seat
 from shoal.config import EngineConfig
 from shoal.errors import PeerLost, ShoalError
-from shoal.fleet.inbox import Inbox
+from shoal.fleet.inbox import Inbox, Lost
 from shoal.fleet.launcher import Launcher
 from shoal.fleet.reception import Reception
 from shoal.fleet.worker_line import WorkerLine
@@ -25,6 +25,7 @@ _PREPARE_S = 600.0
 # Whoever recovers needs the cores more than the next spare does.
 _REST_S = 2.0
 _LOOK_S = 0.5
+_LONGEST_PAUSE_S = 30.0
 
 Wanted = Callable[[], Sequence[Seat]]
 """All seats of all replicas: what spares may be needed for."""
@@ -66,6 +67,8 @@ class SparePool:
         self._lock = threading.Lock()
         self._closed = threading.Event()
         self._taken_s = 0.0
+        self._calls = Inbox()
+        """Where the spare that is awaited would call."""
         self._thread: threading.Thread | None = None
 
     def start(self, wanted: Wanted, nodes: Nodes) -> None:
@@ -106,6 +109,7 @@ class SparePool:
 
     def close(self) -> None:
         self._closed.set()
+        self._calls.put("", Lost("spares are not wanted any more"))
         if self._thread is not None and self._thread.is_alive():
             self._thread.join()
         self.reduce(0)
@@ -113,13 +117,17 @@ class SparePool:
     # ---- the thread that keeps up their number --------------------------------------------
 
     def _keep_up(self, wanted: Wanted, nodes: Nodes) -> None:
-        while not self._closed.wait(_LOOK_S):
+        pause_s = _LOOK_S
+        while not self._closed.wait(pause_s):
             if time.monotonic() - self._taken_s < _REST_S:
                 continue
             try:
                 self._look(wanted(), nodes())
+                pause_s = _LOOK_S
             except ShoalError as error:
-                log.warning("no spare can be had now: %s", error)
+                if not self._closed.is_set():
+                    log.warning("no spare can be had now: %s", error)
+                pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
 
     def _look(self, seats: Sequence[Seat], nodes: Sequence[str]) -> None:
         for spare in self._bury():
@@ -142,7 +150,9 @@ class SparePool:
 
     def _recruit(self, node: str) -> _Spare:
         worker = f"spare-{next(self._numbers)}"
-        inbox = Inbox()
+        inbox = self._calls = Inbox()
+        if self._closed.is_set():
+            raise PeerLost("spares are not wanted any more")
         self._reception.expect(worker, inbox)
         try:
             self._launcher.start_spare(worker, node)
