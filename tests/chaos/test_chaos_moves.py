@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 
@@ -16,6 +17,8 @@ from mayhem import (
     decoding,
     incident,
     kill,
+    mending,
+    num_incidents_in,
     pids,
     same,
     until,
@@ -96,6 +99,19 @@ def test_a_full_node_is_done_without(pair: Pair) -> None:
     assert set(pair.seats()) == {"left"}
     assert "the replica goes to left/left + left/left" in incident(pair.engine.stats()).decisions
     pair.nodes.full = set()
+
+
+def test_streams_wait_for_a_place(pair: Pair) -> None:
+    pair.nodes.full = {"left", "right"}
+    streams = Streams(pair.engine)
+    until(pair.engine, decoding(streams.before))
+    kill(pair.engine, 1)
+    now = until(pair.engine, mending("start", after=num_incidents_in(streams.before)))
+    assert incident(now).outcome == "under way"
+    time.sleep(0.5)
+    pair.nodes.full = set()
+    same(pair.calm, streams.answers())
+    assert incident(pair.engine.stats()).outcome == "recovered"
 
 
 def test_a_worker_dies_during_a_rebalance(pair: Pair) -> None:
