@@ -32,31 +32,40 @@ Exit status: 1 if a stream broke, an answer differs from the calm run's, or the 
 """
 
 
+KillEveryOption = Annotated[
+    float,
+    typer.Option(parser=duration_s, metavar="TIME", help="On average.", show_default="5s"),
+]
+ForOption = Annotated[
+    float,
+    typer.Option(
+        "--for",
+        parser=duration_s,
+        metavar="TIME",
+        help="Then what is open may end.",
+        show_default="1m",
+    ),
+]
+StreamsOption = Annotated[int, typer.Option(min=1, help="Requests open at a time.")]
+HowOption = Annotated[
+    How, typer.Option(help="kill: SIGKILL; freeze: SIGSTOP for 0.2 to 4 s; mix: either.")
+]
+AnswerTokensOption = Annotated[int, typer.Option(min=1, help="Longest answer.")]
+ChaosSeedOption = Annotated[int, typer.Option(help="Chooses prompts, victims and moments.")]
+ApiOption = Annotated[
+    str | None,
+    typer.Option("--url", metavar="URL", help="Its API. [dim]default: as it says itself[/]"),
+]
+
+
 def chaos(
-    kill_every: Annotated[
-        float,
-        typer.Option(parser=duration_s, metavar="TIME", help="On average.", show_default="5s"),
-    ] = 5.0,
-    run_for: Annotated[
-        float,
-        typer.Option(
-            "--for",
-            parser=duration_s,
-            metavar="TIME",
-            help="Then what is open may end.",
-            show_default="1m",
-        ),
-    ] = 60.0,
-    streams: Annotated[int, typer.Option(min=1, help="Requests open at a time.")] = 16,
-    how: Annotated[
-        How, typer.Option(help="kill: SIGKILL; freeze: SIGSTOP for 0.2 to 4 s; mix: either.")
-    ] = "kill",
-    max_tokens: Annotated[int, typer.Option(min=1, help="Longest answer.")] = 64,
-    seed: Annotated[int, typer.Option(help="Chooses prompts, victims and moments.")] = 0,
-    url: Annotated[
-        str | None,
-        typer.Option(metavar="URL", help="Where its API is. [dim]default: as it says itself[/]"),
-    ] = None,
+    kill_every: KillEveryOption = 5.0,
+    run_for: ForOption = 60.0,
+    streams: StreamsOption = 16,
+    how: HowOption = "kill",
+    max_tokens: AnswerTokensOption = 64,
+    seed: ChaosSeedOption = 0,
+    url: ApiOption = None,
     model: ServedModelOption = None,
     pid: PidOption = None,
     state: StateOption = None,
