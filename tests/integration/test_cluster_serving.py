@@ -11,10 +11,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 from cluster_commands import Running
 from cluster_rig import Rig
-from namespaces import why_not
+from namespaces import cut, mend, why_not
 
 from shoal import LLM, SamplingParams
 
@@ -26,6 +27,8 @@ pytestmark = [pytest.mark.slow, pytest.mark.skipif(WHY_NOT is not None, reason=W
 MODEL = "smollm2-135m"
 PROMPT = "Once upon a time"
 NUM_TOKENS = 160
+MOST_SILENCE_S = 1.5
+STRAY_S = 30.0
 URL = "http://127.0.0.1:8000/v1"
 
 
@@ -71,11 +74,16 @@ def operate(rig: Rig, *words: str) -> str:
     return rig.machines.say(rig.hosts[0], *words, state="a")
 
 
-def seats(rig: Rig) -> list[str]:
-    """The nodes of the stages, as `shoal status` tells them."""
+def stats(rig: Rig) -> dict[str, Any]:
+    """Of the only replica, as `shoal status` tells it."""
     status = json.loads(operate(rig, "status", "--json"))
     (replica,) = status["fleet"]["replicas"]
-    return [worker["node"] for worker in replica["stats"]["workers"]]
+    return replica["stats"]
+
+
+def seats(rig: Rig) -> list[str]:
+    """The nodes of the stages."""
+    return [worker["node"] for worker in stats(rig)["workers"]]
 
 
 def test_the_text_is_that_of_one_process(rig: Rig, served: Running, calm_text: str) -> None:
@@ -130,3 +138,28 @@ def test_a_node_that_is_killed_takes_no_stream_with_it(
 def test_wrong_nodes_are_refused(rig: Rig, served: Running) -> None:
     del served
     assert "'nowhere' runs no work here; the nodes in use: a, c" in operate(rig, "drain", "nowhere")
+
+
+def test_a_node_that_is_cut_off_takes_no_stream_with_it(
+    rig: Rig, served: Running, calm_text: str
+) -> None:
+    del served
+    lost = [psutil.Process(each["pid"]) for each in stats(rig)["workers"] if each["node"] == "c"]
+    assert lost
+    stream = Stream(rig)
+    cut(rig.hosts[2])
+    try:
+        end = stream.end()
+        print(f"cut off: longest gap {end['gap_s']:.2f} s")
+        assert end["text"] == calm_text
+        told = stats(rig)["incidents"][-1]
+        assert told["noticed_by"] == "heartbeat"
+        assert told["phases"]["silence"] <= MOST_SILENCE_S
+        assert "c" not in seats(rig)
+        stream = Stream(rig)
+    finally:
+        mend(rig.hosts[2])
+    assert stream.end()["text"] == calm_text
+    _, alive = psutil.wait_procs(lost, timeout=STRAY_S)
+    assert alive == [], "workers of a node that was cut off go on for ever"
+    assert stats(rig)["incidents"][-1]["number"] == told["number"]
