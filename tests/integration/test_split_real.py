@@ -174,8 +174,7 @@ def test_every_feature_survives_a_split(model: str, split: Split, yard: Yard) ->
 
 def test_new_workers_take_over_in_mid_stream(yard: Yard) -> None:
     with yard.fleet(config_of(SMOL, Split(pipeline=2, tensor=2))) as fleet:
-        (executor,) = fleet._executors
-        move = threading.Thread(target=fleet._change, args=(executor, executor.crew.placement))
+        move = threading.Thread(target=fleet.restart, args=(1,))
 
         def begin(num_tokens: int) -> None:
             if num_tokens == 3:

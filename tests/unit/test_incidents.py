@@ -9,6 +9,7 @@ from operator_fakes import LOST, fake_incident
 from server_fakes import FakeEngine
 
 from shoal.engine.api import RECOVERY_BOUNDS_S, EngineStats
+from shoal.engine.recovery import Recovery
 from shoal.engine.story import told
 from shoal.engine.tally import IncidentCounter
 from shoal.server.app import create_app
@@ -109,3 +110,14 @@ def metrics_of(stats: EngineStats) -> list[str]:
     with TestClient(create_app(engine)) as client:
         lines: list[str] = client.get("/metrics").text.splitlines()
     return [line for line in lines if line.startswith("shoal_recover")]
+
+
+def test_the_story_of_a_lack_that_lasts_for_days_stays_short() -> None:
+    recovery = Recovery(fake_incident(), lambda _recovery: None)
+    for number in range(1_000):
+        recovery.note_decision(f"w{number} starts on rack2")
+        recovery.note_loss(f"w{number}", "exit status 1", "connection", 0.0)
+    told = recovery.incident(1, "under way")
+    assert told.decisions[0] == "w0 starts on rack2"
+    assert len(told.decisions) == len(told.lost) == 100
+    assert recovery.trouble == "worker w999 is lost: exit status 1"

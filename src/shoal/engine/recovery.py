@@ -11,6 +11,9 @@ from shoal.errors import ShoalError
 
 Phase = Literal["start", "load", "form", "recompute"]
 
+# Workers may be lacking for days, and somebody tries again every second.
+_MOST_TOLD = 100
+
 
 class Recovery:
     """One re-formation, from the moment it is noticed that it is needed.
@@ -42,7 +45,7 @@ class Recovery:
     def note_loss(self, worker: str, reason: str, noticed_by: str, silence_s: float) -> None:
         if not self._lost:
             self._cause, self._noticed_by = reason, noticed_by
-        self._lost.append(worker)
+        _tell(self._lost, worker)
         if silence_s:
             self._phases["silence"] = max(silence_s, self._phases.get("silence", 0.0))
         self.trouble = f"worker {worker} is lost: {reason}"
@@ -51,7 +54,7 @@ class Recovery:
         self.trouble = error.message
 
     def note_decision(self, what: str) -> None:
-        self._decisions.append(what)
+        _tell(self._decisions, what)
 
     def enter(self, phase: Phase) -> None:
         """From now on time is spent on this; going back to an earlier phase adds to it."""
@@ -89,3 +92,8 @@ class Recovery:
             spent_s = now_s - self._phase_began_s
             self._phases[self._phase] = self._phases.get(self._phase, 0.0) + spent_s
         self._phase_began_s = now_s
+
+
+def _tell(story: list[str], what: str) -> None:
+    if len(story) < _MOST_TOLD:
+        story.append(what)
