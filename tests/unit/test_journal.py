@@ -267,6 +267,43 @@ def test_a_database_of_others_is_left_alone(tmp_path: Path) -> None:
     assert path.read_bytes() == before
 
 
+def test_a_journal_whose_place_others_take_waits_until_they_leave(path: Path) -> None:
+    async def run(journal: SqliteJournal) -> None:
+        others = path.with_name("others.sqlite")
+        with sqlite3.connect(others) as other:
+            other.execute("CREATE TABLE precious (thing TEXT)")
+        other.close()
+        others.replace(path)
+
+        async def is_troubled() -> bool:
+            return journal.trouble is not None
+
+        async def is_well() -> bool:
+            return journal.trouble is None
+
+        await eventually(is_troubled)
+        await asyncio.sleep(0.3)  # several attempts
+        path.unlink()
+        await eventually(is_well)
+        assert await Client(journal).keep("cmpl-1", ENTRIES) == [True] * 4
+
+    with opened(path, retry_s=0.05) as journal:
+        asyncio.run(run(journal))
+
+
+def test_a_number_that_the_journal_cannot_write_costs_nobody_else(path: Path) -> None:
+    async def run(journal: SqliteJournal) -> None:
+        client = Client(journal)
+        assert await client.keep("cmpl-1", ENTRIES, body={"metadata": 10**30}) == [False] * 4
+        assert await client.end("cmpl-1", "finished") == [False]
+        assert await journal.find("cmpl-1") is None
+        assert await client.keep("cmpl-2", ENTRIES) == [True] * 4
+        assert journal.trouble is None
+
+    with opened(path) as journal:
+        asyncio.run(run(journal))
+
+
 @contextmanager
 def file_size_limit(num_bytes: int) -> Iterator[None]:
     """What this process writes beyond fails, as on a full disk. Linux sends a signal first, which

@@ -75,11 +75,12 @@ class Database:
         with suppress(sqlite3.Error):
             self._connection.close()
 
-    def accept(self, accepted: Accepted) -> None:
+    def accept(self, accepted: Accepted, record: bytes) -> None:
+        """`record` is what `encode_accepted` makes of it."""
         if accepted.key is not None:
             taken = (accepted.key,)
             self._connection.execute("UPDATE responses SET key = NULL WHERE key = ?", taken)
-        row = (accepted.response_id, accepted.key, self._encoder.encode(accepted))
+        row = (accepted.response_id, accepted.key, record)
         self._connection.execute(
             "INSERT INTO responses (id, key, state, accepted) VALUES (?, ?, 'open', ?)", row
         )
@@ -127,6 +128,11 @@ class Database:
             f"SELECT id FROM responses WHERE state IN ({marks}) ORDER BY number", states
         )
         return [response_id for (response_id,) in found]
+
+
+def encode_accepted(accepted: Accepted) -> bytes:
+    """Raises OverflowError for a number that has no room in 64 bits."""
+    return msgspec.msgpack.encode(accepted)
 
 
 class _Unusable(Exception):

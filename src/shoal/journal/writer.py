@@ -16,8 +16,9 @@ from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
+from shoal.errors import ConfigError
 from shoal.journal.api import Accepted, Entry, Kept, State, Then
-from shoal.journal.database import Database, age_s
+from shoal.journal.database import Database, age_s, encode_accepted
 from shoal.journal.expiry import Expiry
 
 KEEP_S = 600.0
@@ -94,7 +95,14 @@ class SqliteJournal:
         return self._trouble
 
     def accept(self, accepted: Accepted, then: Then) -> None:
-        self._order(lambda database: database.accept(accepted), then, accepted.response_id)
+        try:
+            # Here, since in the thread it would stop the responses of others too.
+            record = encode_accepted(accepted)
+        except (OverflowError, ValueError) as error:  # JSON has longer numbers than the journal
+            log.warning("%s cannot be kept: %s", accepted.response_id, error)
+            self._give_up([_Order(lambda _: None, then, accepted.response_id, 0.0)])
+            return
+        self._order(lambda database: database.accept(accepted, record), then, accepted.response_id)
 
     def append(self, response_id: str, first: int, entries: Sequence[Entry], then: Then) -> None:
         self._order(
@@ -256,7 +264,10 @@ class SqliteJournal:
                 self._spoilt.difference_update(expired)
 
     def _recover(self) -> None:
-        self._try_to_open()
+        try:
+            self._try_to_open()
+        except ConfigError as error:  # somebody else has it now
+            log.debug("%s", error)
         database = self._database
         if database is None or not self._attempt(partial(_prove_room, database)):
             return
