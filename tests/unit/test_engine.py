@@ -328,6 +328,62 @@ def test_requests_wait_for_workers_for_a_while_and_work_resumes_later(executor: 
     engine.close()
 
 
+def test_a_recovery_is_over_when_nobody_is_left_who_waits(executor: Counting) -> None:
+    """Else the next loss, however much later, would count as one that lasts since then."""
+    engine = make_engine(executor, recovery_timeout_s=0.2)
+    executor.fail_next = PeerLost("a worker is lost")
+    stream = engine.submit_sync([1] * 50, SamplingParams(max_tokens=None))
+    executor.pause_s = 0.1
+    wait_until(lambda: engine.stats().epoch == 2)
+    stream.cancel()  # in the middle of its prompt
+    executor.pause_s = 0.0
+    wait_until(lambda: [i.outcome for i in engine.stats().incidents] == ["recovered"])
+    time.sleep(0.25)
+    executor.lacking.set()
+    executor.fail_next = PeerLost("another is lost")
+    late = engine.submit_sync([5], SamplingParams(max_tokens=None))
+    wait_until(lambda: len(executor.restarts) == 2)
+    executor.lacking.clear()
+    assert "".join(delta.text for delta in late) == "fghi"
+    engine.close()
+
+
+def test_an_embedding_ends_a_recovery(executor: Counting) -> None:
+    engine = make_engine(executor)
+    executor.fail_next = PeerLost("a worker is lost")
+    engine.submit_embed_sync([1, 2]).embedding()
+    assert [each.outcome for each in engine.stats().incidents] == ["recovered"]
+    engine.close()
+
+
+def test_a_long_prompt_between_two_losses_is_no_lack_of_workers(executor: Counting) -> None:
+    engine = make_engine(executor, recovery_timeout_s=0.2)
+    losses = {1: PeerLost("one is lost"), 3: PeerLost("another is lost")}
+    collect, num_steps = executor.collect, 0
+
+    def slow() -> StepResult:
+        nonlocal num_steps
+        num_steps += 1
+        executor.fail_next = losses.get(num_steps)
+        return collect()
+
+    executor.collect = slow  # type: ignore[method-assign]
+    executor.pause_s = 0.15
+    restart = executor.restart
+
+    def brief(epoch: int, recovery: Recovery) -> Capacity:
+        recovery.meanwhile()
+        return restart(epoch, recovery)
+
+    executor.restart = brief  # type: ignore[method-assign]
+    prompt = [1] * 60 + [8]
+    params = SamplingParams(max_tokens=1)
+    assert len(list(engine.submit_sync(prompt, params))) == 1
+    [incident] = engine.stats().incidents
+    assert incident.outcome == "recovered" and incident.phases["total"] > 0.4
+    engine.close()
+
+
 def test_an_engine_that_lacks_workers_can_be_closed(executor: Counting) -> None:
     engine = make_engine(executor)
     executor.lacking.set()

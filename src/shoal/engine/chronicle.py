@@ -12,6 +12,7 @@ from shoal.engine.api import Incident, RecoveryTally
 from shoal.engine.recovery import Recovery
 from shoal.engine.story import told
 from shoal.engine.tally import IncidentCounter
+from shoal.messages import StepResult
 
 log = logging.getLogger(__name__)
 
@@ -50,6 +51,7 @@ class Chronicle:
     ) -> Recovery:
         """One that has not come to a token yet goes on: what it had brought about is lost again."""
         if self.open is not None:
+            self.open.lost_again()
             return self.open
         self._number += 1
         incident = Incident(
@@ -68,6 +70,13 @@ class Chronicle:
         self._epoch = epoch
         if self.open is not None:
             self.open.enter("recompute")
+
+    def finished(self, result: StepResult) -> None:
+        """A step: the recovery is over when a client hears of one."""
+        if self.open is not None:
+            self.open.worked()
+            if any(part.token_id is not None or part.pooled for part in result.results):
+                self.end("recovered")
 
     def end(self, outcome: Literal["recovered", "given up"]) -> None:
         """The open recovery, if there is one, is over."""

@@ -197,6 +197,7 @@ class Engine:
         """Sleep until there is something to do; False once the engine is stopped."""
         with self._work_came:
             while self._stopped is None and not self._has_work():
+                self._chronicle.end("recovered")  # there is nobody left to show it to
                 self._work_came.wait()
             return self._stopped is None
 
@@ -265,8 +266,7 @@ class Engine:
         if self._caution.is_careful:
             self._caution.finished()
             self._scheduler.limit_running(self._caution.max_running)
-        if self._chronicle.open and any(part.token_id is not None for part in result.results):
-            self._chronicle.end("recovered")
+        self._chronicle.finished(result)
 
     def _publish_event(self, event: Event) -> None:
         sample = self._jobs.get(event.request_id)
@@ -376,8 +376,6 @@ class Engine:
             self._refusal = None
             self._last_progress_s = time.monotonic()
         self._chronicle.formed(self._epoch)
-        if not self._scheduler.has_work:
-            self._chronicle.end("recovered")
 
     def _while_recovering(self, recovery: Recovery) -> None:
         """Raises EngineStopped when nobody waits for workers any more."""

@@ -25,7 +25,8 @@ class Recovery:
     def __init__(self, incident: Incident, meanwhile: Callable[[Recovery], None]) -> None:
         self._incident = incident
         self._meanwhile = meanwhile
-        self._began_s = self._phase_began_s = time.monotonic()
+        self._began_s = self._awaited_s = self._phase_began_s = time.monotonic()
+        self._has_worked = False
         self._phase: Phase | None = None
         self._phases: dict[str, float] = {}
         self._noticed_by = incident.noticed_by
@@ -40,7 +41,18 @@ class Recovery:
 
     @property
     def since_s(self) -> float:
-        return time.monotonic() - self._began_s
+        """How long no step has been finished for lack of workers."""
+        return time.monotonic() - self._awaited_s
+
+    def worked(self) -> None:
+        """A step has finished."""
+        self._has_worked = True
+
+    def lost_again(self) -> None:
+        """Workers are awaited anew; if a step has finished meanwhile, from now on."""
+        if self._has_worked:
+            self._has_worked = False
+            self._awaited_s = time.monotonic()
 
     def note_loss(self, worker: str, reason: str, noticed_by: str, silence_s: float) -> None:
         if not self._lost:
@@ -67,7 +79,7 @@ class Recovery:
         self, epoch: int, outcome: Literal["under way", "recovered", "given up"]
     ) -> Incident:
         """What there is to tell now."""
-        phases = self._phases | {"total": self.since_s}
+        phases = self._phases | {"total": time.monotonic() - self._began_s}
         if self._phase is not None:
             running_s = time.monotonic() - self._phase_began_s
             phases[self._phase] = self._phases.get(self._phase, 0.0) + running_s
