@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from shoal.compute import sampler
-from shoal.compute.sampler import sample, sample_seed, token_logprobs, uniform
+from shoal.compute.race import LIKELY, draw, draw_key, exponentials
+from shoal.compute.sampler import sample, sample_seed, token_logprobs
 from shoal.messages import Sampling
 
 VOCAB = 200
@@ -30,13 +31,37 @@ def best_ids(logits_V: torch.Tensor, number: int) -> list[int]:
     return ids
 
 
-def test_uniform_numbers_are_uniform_and_depend_on_both_arguments() -> None:
-    numbers = [uniform(seed, position) for seed in range(40) for position in range(250)]
-    assert len(set(numbers)) == 10_000
-    assert min(numbers) >= 0.0
-    assert max(numbers) < 1.0
-    buckets = Counter(int(number * 10) for number in numbers)
+def test_arrivals_are_exponential_and_depend_on_seed_position_and_token() -> None:
+    ids = torch.arange(10)
+    keys = [draw_key(seed, position) for seed in range(40) for position in range(25)]
+    numbers = torch.cat([exponentials(ids, torch.tensor(key >> 1)) for key in keys])
+    assert len(set(numbers.tolist())) == 10_000
+    assert float(numbers.min()) > 0.0
+    buckets = Counter(((1 - (-numbers).exp()) * 10).long().tolist())
     assert all(abs(count - 1000) < 150 for count in buckets.values())
+
+
+def test_unlikely_tokens_are_drawn_as_often_as_they_should_be() -> None:
+    """They race as one at first: half of what there is here, none of them likely."""
+    probs_V = torch.full((100_001,), 0.5 / 100_000)
+    probs_V[7] = 0.5
+    assert float(probs_V[0]) < LIKELY
+    drawn = [draw(probs_V.unsqueeze(0), [draw_key(5, position)])[0] for position in range(600)]
+    assert 220 < drawn.count(7) < 380
+    assert len(set(drawn)) > 200
+
+
+def test_rounding_moves_hardly_any_draw() -> None:
+    """As a computation in another batch rounds; inverting a running sum moves one in a hundred."""
+    noise = torch.Generator().manual_seed(5)
+    logits_NV = torch.randn(4000, VOCAB, generator=noise) * 2
+    near_NV = logits_NV + 1e-5 * torch.randn(4000, VOCAB, generator=noise)
+    for options in ({}, {"top_p": 0.9}, {"top_k": 50}, {"min_p": 0.01}):
+        samplings = [Sampling(seed=3, position=i, **options) for i in range(4000)]  # type: ignore[arg-type]
+        pairs = zip(
+            sample(logits_NV.clone(), samplings), sample(near_NV.clone(), samplings), strict=True
+        )
+        assert sum(one != other for one, other in pairs) <= 2
 
 
 def test_samples_of_one_request_have_seeds_of_their_own() -> None:

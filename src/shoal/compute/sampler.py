@@ -9,6 +9,7 @@ from __future__ import annotations
 import torch
 
 from shoal.compute.penalties import adjust_logits, needs_adjusting
+from shoal.compute.race import draw, draw_among, draw_key, mix
 from shoal.messages import Sampling, TokenLogprobs
 
 # top-k and top-p look at this many best tokens first: a partial sort is 20 times cheaper than
@@ -27,24 +28,17 @@ def sample(logits_NV: torch.Tensor, samplings: list[Sampling]) -> list[int]:
     random_rows = [row for row, sampling in enumerate(samplings) if sampling.temperature > 0.0]
     dense = [row for row in random_rows if not _truncates(samplings[row])]
     truncated = [row for row in random_rows if _truncates(samplings[row])]
-    for rows, draw in ((dense, _draw_from_all), (truncated, _draw_from_best)):
+    for rows, draw_each in ((dense, _draw_from_all), (truncated, _draw_from_best)):
         if rows:
-            tokens = draw(logits_NV[rows], [samplings[row] for row in rows])
+            tokens = draw_each(logits_NV[rows], [samplings[row] for row in rows])
             for row, token in zip(rows, tokens, strict=True):
                 drawn[row] = token
     return drawn
 
 
-def uniform(seed: int, position: int) -> float:
-    """A number in [0, 1) for this seed and position: splitmix64's finaliser (Steele, Lea and
-    Flood, 2014), applied to the position and then to the seed."""
-    mixed = _mix((seed & _MASK) ^ _mix((position + 0x9E3779B97F4A7C15) & _MASK))
-    return (mixed >> 11) * 2.0**-53
-
-
 def sample_seed(seed: int, index: int) -> int:
     """The seed of sample `index` of a request; sample 0 keeps the request's own."""
-    return seed if index == 0 else _mix((seed & _MASK) ^ _mix(index)) >> 1
+    return seed if index == 0 else mix((seed & _MASK) ^ mix(index)) >> 1
 
 
 def token_logprobs(
@@ -70,8 +64,8 @@ def _truncates(sampling: Sampling) -> bool:
 
 def _draw_from_all(logits_NV: torch.Tensor, samplings: list[Sampling]) -> list[int]:
     """Rows without top-k and top-p: no order needed, the vocabulary's own will do."""
-    probs_NV = _tempered(logits_NV, samplings).softmax(dim=-1)
-    return _invert_cdf(_apply_min_p(probs_NV, samplings), samplings).tolist()
+    probs_NV = _apply_min_p(_tempered(logits_NV, samplings).softmax(dim=-1), samplings)
+    return draw(probs_NV, _keys(samplings))
 
 
 def _draw_from_best(logits_NV: torch.Tensor, samplings: list[Sampling]) -> list[int]:
@@ -90,24 +84,21 @@ def _draw_from_best(logits_NV: torch.Tensor, samplings: list[Sampling]) -> list[
     rows = [row for row, is_enough in enumerate(enough) if is_enough]
     if rows:
         chosen = [samplings[row] for row in rows]
-        picks = _pick_sorted(probs_NC[rows], chosen)
-        ids = best.indices[rows].gather(1, picks.unsqueeze(1)).squeeze(1).tolist()
-        for row, token in zip(rows, ids, strict=True):
+        drawn = _draw_sorted(probs_NC[rows], best.indices[rows], chosen)
+        for row, token in zip(rows, drawn, strict=True):
             tokens[row] = token
     for row in (row for row, is_enough in enumerate(enough) if not is_enough):
-        tokens[row] = _draw_sorted(tempered_NV[row : row + 1], samplings[row])
+        # The slow road for a flat distribution: sort the whole vocabulary.
+        ordered = tempered_NV[row : row + 1].sort(dim=-1, descending=True, stable=True)
+        probs_1V = ordered.values.softmax(dim=-1)
+        [tokens[row]] = _draw_sorted(probs_1V, ordered.indices, [samplings[row]])
     return tokens
 
 
-def _draw_sorted(tempered_1V: torch.Tensor, sampling: Sampling) -> int:
-    """The slow road for a flat distribution: sort the whole vocabulary."""
-    ordered = tempered_1V.sort(dim=-1, descending=True, stable=True)
-    pick = _pick_sorted(ordered.values.softmax(dim=-1), [sampling])
-    return int(ordered.indices[0, pick[0]])
-
-
-def _pick_sorted(probs_NC: torch.Tensor, samplings: list[Sampling]) -> torch.Tensor:
-    """Column drawn per row from probabilities in falling order, after top-k, top-p and min-p."""
+def _draw_sorted(
+    probs_NC: torch.Tensor, ids_NC: torch.Tensor, samplings: list[Sampling]
+) -> list[int]:
+    """From probabilities in falling order and their tokens, after top-k, top-p and min-p."""
     num_columns = probs_NC.shape[-1]
     top_k = torch.tensor([s.top_k if s.top_k > 0 else num_columns for s in samplings]).unsqueeze(1)
     kept_NC = probs_NC.double().masked_fill(torch.arange(num_columns) >= top_k, 0.0)
@@ -117,7 +108,12 @@ def _pick_sorted(probs_NC: torch.Tensor, samplings: list[Sampling]) -> torch.Ten
     mass_before_NC = kept_NC.cumsum(dim=-1) - kept_NC
     # The best token always stays, whatever top_p says.
     beyond_NC = (mass_before_NC >= top_p) & (torch.arange(num_columns) > 0)
-    return _invert_cdf(_apply_min_p(kept_NC.masked_fill(beyond_NC, 0.0), samplings), samplings)
+    speeds_NC = _apply_min_p(kept_NC.masked_fill(beyond_NC, 0.0), samplings)
+    return draw_among(speeds_NC, ids_NC, _keys(samplings))
+
+
+def _keys(samplings: list[Sampling]) -> list[int]:
+    return [draw_key(s.seed, s.position) for s in samplings]
 
 
 def _tempered(logits_NV: torch.Tensor, samplings: list[Sampling]) -> torch.Tensor:
@@ -131,16 +127,3 @@ def _apply_min_p(probs: torch.Tensor, samplings: list[Sampling]) -> torch.Tensor
         return probs
     min_p = torch.tensor([s.min_p for s in samplings], dtype=probs.dtype).unsqueeze(1)
     return probs.masked_fill(probs < min_p * probs.amax(dim=-1, keepdim=True), 0.0)
-
-
-def _invert_cdf(probs: torch.Tensor, samplings: list[Sampling]) -> torch.Tensor:
-    """The column where the running sum first passes each row's uniform number [N]."""
-    cdf = probs.double().cumsum(dim=-1)
-    draws = torch.tensor([uniform(s.seed, s.position) for s in samplings], dtype=torch.float64)
-    return torch.searchsorted(cdf, (draws * cdf[:, -1]).unsqueeze(1), right=True).squeeze(1)
-
-
-def _mix(z: int) -> int:
-    z = ((z ^ (z >> 30)) * 0xBF58476D1CE4E5B9) & _MASK
-    z = ((z ^ (z >> 27)) * 0x94D049BB133111EB) & _MASK
-    return z ^ (z >> 31)
