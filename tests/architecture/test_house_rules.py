@@ -13,7 +13,7 @@ ROOT = Path(__file__).parents[2]
 SOURCES = sorted((ROOT / "src").rglob("*.py"))
 MAX_FUNCTION_LINES = 60
 MAX_FILE_LINES = 400
-MAX_ARCHITECTURE_LINES = 250
+MAX_ARCHITECTURE_LINES = 265
 
 
 def functions(path: Path) -> list[ast.FunctionDef | ast.AsyncFunctionDef]:

@@ -75,27 +75,21 @@ def start_cluster_fleet(
         )
         stack.callback(reception.close)
 
-        def on_exit(worker: str, status: int) -> None:
-            reception.note_end(worker, f"exit status {status}")
-
         launcher = RayLauncher(
             folder,
             reception.address,
-            on_exit,
+            lambda worker, status: reception.note_end(worker, f"exit status {status}"),
             insecure_plaintext=insecure_plaintext,
             hold_s=config.hold_s,
         )
         stack.callback(launcher.close)
         site = _site(config, files, goal, folder, launcher, reception, NodeView(folder), say)
 
-        def path_on(node: str) -> str:
-            return str(files.path) if node == membership.node else ""
-
         muster = Muster(
             launcher,
             reception,
             config,
-            path_on=path_on,
+            path_on=lambda node: str(files.path) if node == membership.node else "",
             home=[membership.node],
             first_number=session.first_number,
             report=report,
