@@ -33,7 +33,7 @@ STEP_TOKENS = 32
 # No stream takes so long, whatever happens to its workers here.
 PATIENCE_S = 60.0
 
-LONG = "The quick brown fox jumps over the lazy dog. " * 16
+LONG = "The quick brown fox jumps over the lazy dog. " * 8
 COUNTING = "1, 2, 3, 4, 5, 6, 7, 8,"
 
 
@@ -96,7 +96,7 @@ class Streams:
         for prompt, params in all_asked:
             tokens = engine.tokenizer.encode(prompt)
             self._asked.append((tokens, params.n, engine.submit_sync(tokens, params)))
-        self._embed = engine.submit_embed_sync(engine.tokenizer.encode(all_asked[0][0][:200]))
+        self._embed = engine.submit_embed_sync(engine.tokenizer.encode(all_asked[0][0][:100]))
 
     def answers(self) -> Answers:
         """Raises what ended one of them; those that hang are cancelled, so that they differ."""

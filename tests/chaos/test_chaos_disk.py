@@ -25,7 +25,7 @@ from shoal.server.run import bind, make_server, url_of
 pytestmark = pytest.mark.slow
 
 DISK_BYTES = 2**20
-NUM_TOKENS = 60
+NUM_TOKENS = 48
 
 
 @pytest.fixture
