@@ -1,4 +1,7 @@
-"""What `make demo` shows: a server, a question asked over HTTP as any client would, its answer."""
+"""What `make demo` shows: a server, a question asked over HTTP as any client would, its answer.
+
+Then the model over two processes, one of which is killed in the middle of the answer.
+"""
 
 from __future__ import annotations
 
@@ -9,8 +12,9 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
@@ -18,6 +22,8 @@ import httpx
 
 MODEL = "smollm2-135m"
 QUESTION = "Why is the sky blue? Answer in two or three sentences."
+SPLIT = ("--pipeline", "2", "--spares", "1", "--dtype", "float32")
+HALF = 30
 SHOAL = Path(sys.executable).parent / "shoal"
 START_LIMIT_S = 180
 STOP_LIMIT_S = 20
@@ -49,10 +55,20 @@ def _show(log: IO[str]) -> None:
         print(f"$ curl -N {url}/v1/chat/completions -H 'content-type: application/json' \\")
         print(f"    -d '{json.dumps(_body())}'")
         _say(f"Asking it over HTTP: {QUESTION}")
-        num_tokens, elapsed_s = _ask(url)
+        answer = _ask(url)
         if process.poll() is not None:
             raise DemoFailed(f"the server ended with status {process.returncode}")
-        print(f"\n({num_tokens} tokens in {elapsed_s:.1f} s)")
+        print(f"\n({answer.num_tokens} tokens in {answer.elapsed_s:.1f} s)")
+    _say("The same model over two processes, with a third that stands by")
+    with _server(log, *SPLIT) as (url, process):
+        print(f"$ shoal serve {MODEL} {' '.join(SPLIT)}")
+        calm = _ask(url, shows=False)
+        _say("Asking again, and killing one of the two in the middle of its answer")
+        victim = _worker_of(process.pid)
+        answer = _ask(url, on_half=lambda: _kill(victim))
+        if answer.text != calm.text:
+            raise DemoFailed(f"the answer differs from the calm one: {calm.text}")
+        print(f"\n(the same answer; its longest pause was {answer.longest_gap_s:.2f} s)")
         _say("The API and its docs, while a server runs")
         print("  API   http://127.0.0.1:8000/v1    any OpenAI client: base_url, any key")
         print("  docs  http://127.0.0.1:8000/docs")
@@ -65,15 +81,28 @@ def _pull() -> None:
         raise DemoFailed(f"'shoal pull {MODEL}' ended with status {pulled.returncode}")
 
 
+def _worker_of(server_pid: int) -> int:
+    words = [str(SHOAL), "status", "--json", "--pid", str(server_pid)]
+    told = json.loads(subprocess.run(words, check=True, capture_output=True).stdout)
+    pid: int = told["fleet"]["replicas"][0]["stats"]["workers"][0]["pid"]
+    return pid
+
+
+def _kill(pid: int) -> None:
+    print(f" [kill -9 {pid}] ", end="", flush=True)
+    os.kill(pid, signal.SIGKILL)
+
+
 @contextmanager
-def _server(log: IO[str]) -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
+def _server(log: IO[str], *options: str) -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
     """The address of a server that is ready, and its process. It is stopped at the end."""
-    command = [SHOAL, "serve", MODEL, "--port", "0"]
+    start = len(_read(log))
+    command = [str(SHOAL), "serve", MODEL, "--port", "0", *options]
     # A wide terminal: the address is read from what the server says, and must not be wrapped.
     environment = os.environ | {"COLUMNS": "200", "NO_COLOR": "1"}
     process = subprocess.Popen(command, stdout=log, stderr=log, env=environment)
     try:
-        yield _wait_for_health(process, log), process
+        yield _wait_for_health(process, log, start), process
     except BaseException:
         process.kill()
         process.wait()
@@ -89,12 +118,12 @@ def _server(log: IO[str]) -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
         raise DemoFailed(f"the server ended with status {status}")
 
 
-def _wait_for_health(process: subprocess.Popen[bytes], log: IO[str]) -> str:
+def _wait_for_health(process: subprocess.Popen[bytes], log: IO[str], start: int) -> str:
     deadline_s = time.monotonic() + START_LIMIT_S
     while time.monotonic() < deadline_s:
         if process.poll() is not None:
             raise DemoFailed(f"the server ended with status {process.returncode}")
-        url = _url_in(_read(log))
+        url = _url_in(_read(log)[start:])
         if url is not None and _is_healthy(url):
             return url
         time.sleep(0.1)
@@ -108,10 +137,18 @@ def _is_healthy(url: str) -> bool:
         return False
 
 
-def _ask(url: str) -> tuple[int, float]:
-    """Print the answer as it streams in. Returns its length in tokens, and the seconds it took."""
-    start_s = time.monotonic()
-    num_tokens, text = 0, ""
+@dataclass
+class Answer:
+    text: str = ""
+    num_tokens: int = 0
+    elapsed_s: float = 0.0
+    longest_gap_s: float = 0.0
+
+
+def _ask(url: str, *, shows: bool = True, on_half: Callable[[], None] | None = None) -> Answer:
+    """The answer, printed as it streams in. `on_half` is called in the middle of it."""
+    start_s = last_s = time.monotonic()
+    found, num_pieces = Answer(), 0
     with httpx.stream("POST", f"{url}/v1/chat/completions", json=_body(), timeout=120) as answer:
         if not answer.is_success:
             raise DemoFailed(f"HTTP status {answer.status_code}: {answer.read().decode()}")
@@ -120,12 +157,21 @@ def _ask(url: str) -> tuple[int, float]:
                 raise DemoFailed(event["error"]["message"])
             for choice in event["choices"]:
                 piece = choice["delta"].get("content") or ""
-                text += piece
-                print(piece, end="", flush=True)
-            num_tokens = (event.get("usage") or {}).get("completion_tokens", num_tokens)
-    if not text.strip() or num_tokens == 0:
+                found.text += piece
+                if shows:
+                    print(piece, end="", flush=True)
+                now_s = time.monotonic()
+                if num_pieces:
+                    found.longest_gap_s = max(found.longest_gap_s, now_s - last_s)
+                num_pieces, last_s = num_pieces + 1, now_s
+                if num_pieces == HALF and on_half is not None:
+                    on_half()
+            usage = event.get("usage") or {}
+            found.num_tokens = usage.get("completion_tokens", found.num_tokens)
+    if not found.text.strip() or found.num_tokens == 0:
         raise DemoFailed("the answer is empty")
-    return num_tokens, time.monotonic() - start_s
+    found.elapsed_s = time.monotonic() - start_s
+    return found
 
 
 def _body() -> dict[str, Any]:
