@@ -127,3 +127,24 @@ def test_a_node_on_which_nothing_can_be_started_is_left_out(workers: FakeWorkers
     assert asked == [frozenset("b"), frozenset("bd")]
     assert [seat.node for seat in crew.placement.seats] == ["a", "e", "c"]
     assert notes.troubles == ["'d' is not there"] and not workers.expected
+
+
+def test_an_error_that_nobody_has_foreseen_ends_no_recovery(
+    workers: FakeWorkers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("shoal.cluster.supervisor.REPLAN_S", 0.02)
+    answers = iter([KeyError("a"), on("a")])
+
+    def elsewhere(_placement: ReplicaPlacement, _without: frozenset[str]) -> ReplicaPlacement:
+        answer = next(answers)
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    crew = formed(workers, on("a"), elsewhere=elsewhere)
+    workers.lines[FIRST].lose(Lost("silent", noticed_by="heartbeat", silence_s=1.3))
+    notes = Notes()
+    crew.form(2, notes)
+    assert notes.troubles == ["KeyError: 'a'"]
+    assert names(crew) == ["r0s0t0-2"]
+    crew.dismiss()

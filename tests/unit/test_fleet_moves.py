@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Collection, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from itertools import repeat
 from pathlib import Path
 
 import pytest
-from fleet_fakes import DIMS, FakeLine, FakeWorkers
+from fleet_fakes import DIMS, LOADED, QUIET, FakeLine, FakeWorkers
 from scripted_head import eventually, nothing_left_behind
 
 from shoal.cluster.placement import Placement, divide
 from shoal.config import EngineConfig, Split
-from shoal.errors import OutOfMemory, PeerLost
+from shoal.errors import EngineStopped, OutOfMemory, PeerLost, PlacementError
 from shoal.fleet.fleet import Fleet
 from shoal.fleet.inbox import Lost
 from shoal.fleet.muster import Muster
@@ -45,6 +47,8 @@ class Site:
         return self._nodes
 
     def place(self, nodes: Collection[str]) -> Placed:
+        if not nodes:
+            raise PlacementError("no node is left to run the model on")
         return Placed(placement=divide(DIMS, self._split, sorted(nodes)))
 
     def predict(self, _placement: Placement, _num_streams: int) -> None:
@@ -235,4 +239,37 @@ def test_a_rolling_restart_that_fails_ends_where_it_is(workers: FakeWorkers) -> 
         fleet.restart(1)
     assert dict(workers.running) == before
     assert len(workers.started) == 3, "nothing was begun with the next replica"
+    fleet.close()
+
+
+def test_a_fleet_that_is_closed_waits_for_no_move(workers: FakeWorkers) -> None:
+    fleet = fleet_on(workers, "ab", Split())
+    workers.at_form["r0s0t0"] = iter([QUIET])
+    with ThreadPoolExecutor(1) as pool:
+        moving = pool.submit(fleet.drain, "a")
+        eventually(lambda: len(workers.started) == 2, "nobody is to take over")
+        eventually(lambda: workers.lines[workers.started[1]].heard(Form) == 1, "it does not form")
+        start_s = time.monotonic()
+        fleet.close()
+        assert time.monotonic() - start_s < 5
+        assert isinstance(moving.exception(), EngineStopped)
+    eventually(lambda: not workers.running, "somebody is left behind")
+
+
+def test_who_recovers_does_not_go_to_a_node_that_is_being_drained(
+    workers: FakeWorkers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("shoal.cluster.supervisor.REPLAN_S", 0.02)
+    fleet = fleet_on(workers, "ab", Split(replicas=2))
+    workers.at_load["r0s0t0"] = iter([QUIET])
+    with ThreadPoolExecutor(1) as pool:
+        draining = pool.submit(fleet.drain, "a")
+        eventually(lambda: len(workers.started) == 3, "the drain does not begin")
+        workers.lines["r1s0t0-2"].lose(silent())
+        eventually(lambda: len(workers.started) == 4, "it is not replaced")
+        eventually(lambda: workers.lines[workers.started[3]].heard(Form) == 1, "it does not form")
+        workers.lines[workers.started[2]].say(LOADED)
+        assert "1 replica moved" in draining.result()
+    eventually(lambda: len(workers.running) == 2, "the old one goes on")
+    assert set(workers.running.values()) == {"b"}
     fleet.close()

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from threading import Event
 
 import pytest
 from crew_fakes import Notes, crew_over, muster_over
-from fleet_fakes import FakeWorkers, usage
+from fleet_fakes import QUIET, FakeWorkers, usage
 from scripted_head import eventually, nothing_left_behind
 
 from shoal.errors import PeerLost, RetryError
@@ -144,3 +145,25 @@ def test_a_successor_whose_turn_never_came_is_dismissed(
     eventually(lambda: workers.lines["r0s2t0-6"].dismissed, "the first successor is kept")
     executor.close()
     eventually(lambda: not workers.running, "somebody is left behind")
+
+
+def test_a_successor_takes_over_though_the_old_workers_are_still_awaited(
+    executor: RemoteExecutor, muster: Muster, workers: FakeWorkers
+) -> None:
+    executor.restart(1, Notes())
+    workers.at_start["r0s1t0"] = iter([QUIET])
+    workers.lines["r0s1t0-2"].die()
+    successors: list[Event] = []
+
+    def offer() -> None:
+        if workers.started[-1] == "r0s1t0-4" and not successors:
+            successors.append(executor.succeed_with(gathered(muster)))
+
+    notes = Notes(offer)
+    assert executor.restart(2, notes).epoch >= 2
+    assert successors[0].is_set() and not executor.wants_restart
+    assert notes.lost == ["r0s1t0-2"]
+    assert list(executor.crew.members) == ["r0s0t0-5", "r0s1t0-6", "r0s2t0-7"]
+    eventually(lambda: len(workers.running) == 3, "old workers go on")
+    assert not workers.expected
+    executor.close()

@@ -16,7 +16,7 @@ from shoal.cluster.placement import ReplicaPlacement, Seat
 from shoal.cluster.supervisor import Dismiss, Form, Instruction, Load, Replan, Start, Supervisor
 from shoal.config import EngineConfig, Transport
 from shoal.engine.recovery import Phase
-from shoal.errors import ConfigError, PeerLost, PeerRefused, PlacementError, ShoalError
+from shoal.errors import InternalError, PeerLost, PeerRefused, ShoalError
 from shoal.fleet.inbox import Called, Inbox, Item, Lost, Silence, error_of, loss_of
 from shoal.fleet.muster import Muster
 from shoal.fleet.worker_line import WorkerLine
@@ -150,14 +150,18 @@ class Crew:
             member.line.send(OpenCache(num_blocks=self.num_blocks))
         self._inbox.replies(CacheOpened, self.members.keys(), timeout_s=_OPEN_S)
 
-    def form(self, epoch: int, witness: Witness) -> int:
-        """Connect all workers, with those replaced that are lost. Returns the epoch: at least
-        `epoch`. Raises what the witness raises."""
+    def form(
+        self, epoch: int, witness: Witness, *, is_superseded: Callable[[], bool] = lambda: False
+    ) -> int:
+        """Connect all workers, with those replaced that are lost, unless others are to serve.
+
+        Returns the epoch: at least `epoch`. Raises what the witness raises.
+        """
         losses, self._losses = self._losses, []
         for worker, lost in losses:
             witness.note_loss(worker, lost.reason, lost.noticed_by, lost.silence_s)
         self._supervisor.begin(time.monotonic(), epoch=epoch)
-        self._work_until(lambda: self._supervisor.is_formed, witness)
+        self._work_until(lambda: self._supervisor.is_formed or is_superseded(), witness)
         return self._supervisor.epoch
 
     def dismiss(self) -> None:
@@ -206,9 +210,9 @@ class Crew:
         self._awaited.add(seat.worker)
         try:
             witness.note_decision(self._muster.fill(seat, self._inbox))
-        except (PlacementError, PeerLost) as error:
+        except Exception as error:  # whatever it is: others may be had, or the same later
             self._supervisor.gone(seat.node, time.monotonic())
-            witness.note_trouble(error)
+            witness.note_trouble(_known(error))
 
     def _load(self, seat: Seat) -> None:
         member = self.members[seat.worker]
@@ -219,9 +223,9 @@ class Crew:
     def _replan(self, without: frozenset[str], witness: Witness) -> None:
         try:
             placement = self._elsewhere(self.placement, without)
-        except (PlacementError, ConfigError, PeerLost) as error:
+        except Exception as error:  # the next look may find other nodes
             self._supervisor.unplaceable(time.monotonic())
-            witness.note_trouble(error)
+            witness.note_trouble(_known(error))
             return
         nodes = " + ".join("/".join(seat.node for seat in stage) for stage in placement.stages)
         witness.note_decision(f"the replica goes to {nodes}")
@@ -366,6 +370,13 @@ class Crew:
 
     def _address(self, seat: Seat) -> str:
         return self.members[seat.worker].line.address
+
+
+def _known(error: Exception) -> ShoalError:
+    if isinstance(error, ShoalError):
+        return error
+    log.exception("an error that nobody has foreseen", exc_info=error)
+    return InternalError(f"{type(error).__name__}: {error}")
 
 
 def transport_of(stage: Sequence[Seat], config: EngineConfig) -> Transport:

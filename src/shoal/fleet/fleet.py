@@ -5,7 +5,8 @@ from __future__ import annotations
 import logging
 import sys
 import threading
-from collections.abc import Collection, Iterable, Mapping, Sequence
+import time
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 
@@ -25,6 +26,7 @@ from shoal.fleet.remote_executor import RemoteExecutor
 from shoal.fleet.session import Session
 from shoal.fleet.site import Node, Site
 from shoal.fleet.status import FleetStatus, NodeStatus, ReplicaStatus
+from shoal.fleet.wording import count, describe, where
 from shoal.fleet.worker_line import WorkerLine
 from shoal.parallel.address import parse_address
 from shoal.parallel.endpoint import UNNAMED_PEERS
@@ -34,6 +36,7 @@ from shoal.weights.tokenizer import Tokenizer
 log = logging.getLogger(__name__)
 
 _SWITCH_S = 120.0
+_LOOK_S = 0.25
 # Of a node that is to stand in for another: measured memory differs a little from start to start.
 _AS_LARGE = 0.9
 
@@ -63,6 +66,7 @@ class Fleet:
         self._resources = resources
         self._drained: set[tuple[str, str]] = set()
         self._moving = threading.Lock()
+        self._placing = threading.Lock()
         self._session = session
         self._is_closing = False
         self._executors: list[RemoteExecutor] = []
@@ -95,6 +99,8 @@ class Fleet:
         self._is_closing = True
         self.engine.close()
         with self._moving:
+            for executor in self._executors:
+                executor.close()  # of workers that were to take over, and came too late
             self._resources.close()
 
     # ---- what an operator asks for --------------------------------------------------------
@@ -127,8 +133,13 @@ class Fleet:
                 raise PlacementError(f"'{node}' runs no work here; the nodes in use: {known}")
             if len(usable) == 1:
                 raise PlacementError(f"'{node}' is the only node left: let another join first")
-            moved = self._move_away(node, [name for name in usable if name != node])
-            self._drained |= {_start(each) for each in self._site.nodes() if each.name == node}
+            starts = {_start(each) for each in self._site.nodes() if each.name == node}
+            self._drained |= starts  # now: what recovers meanwhile must not go there
+            try:
+                moved = self._move_away(node, [name for name in usable if name != node])
+            except BaseException:
+                self._drained -= starts
+                raise
             return f"{node} is drained: {moved} moved, nothing of it is used any more"
 
     def rebalance(self) -> str:
@@ -155,7 +166,7 @@ class Fleet:
             for executor, target in changes:
                 self._change(executor, target)
             self.placed = placed
-            return f"{_count(len(changes), 'replica')} moved: {_where(wanted)}"
+            return f"{count(len(changes), 'replica')} moved: {where(wanted)}"
 
     def restart(self, num_together: int) -> str:
         """Replace all workers, in so many replicas at a time: new ones load beside the old.
@@ -167,7 +178,7 @@ class Fleet:
             for first in range(0, len(self._executors), num_together):
                 some = self._executors[first : first + num_together]
                 list(pool.map(self._change, some, [each.crew.placement for each in some]))
-            return f"{_count(len(self._seats()), 'worker')} replaced, without a break"
+            return f"{count(len(self._seats()), 'worker')} replaced, without a break"
 
     # ---- moving ---------------------------------------------------------------------------
 
@@ -179,15 +190,16 @@ class Fleet:
         ]
         for executor in touched:
             self._change(executor, self._replacement(executor.crew.placement, usable))
-        return _count(len(touched), "replica")
+        return count(len(touched), "replica")
 
     def _elsewhere(self, placement: ReplicaPlacement, without: frozenset[str]) -> ReplicaPlacement:
         """For a replica that has lost a node. Raises PlacementError."""
-        usable = [name for name in self._usable_nodes() if name not in without]
-        target = self._substituted(placement, usable) or self._replacement(placement, usable)
-        others = [each for each in self._placements() if each != placement]
-        self._share_out([*others, target])
-        return target
+        with self._placing:  # or two that lost the same node would take the same idle one
+            usable = [name for name in self._usable_nodes() if name not in without]
+            target = self._substituted(placement, usable) or self._replacement(placement, usable)
+            others = [each for each in self._placements() if each != placement]
+            self._share_out([*others, target])
+            return target
 
     def _placements(self) -> list[ReplicaPlacement]:
         return [executor.crew.placement for executor in self._executors]
@@ -234,8 +246,13 @@ class Fleet:
             self._share_out([*others, executor.crew.placement])
             raise
         done = executor.succeed_with(crew)
-        if not done.wait(_SWITCH_S):
-            raise PlacementError(f"the new workers have not taken over within {_SWITCH_S:.0f} s")
+        deadline_s = time.monotonic() + _SWITCH_S
+        while not done.wait(_LOOK_S):
+            self._check_wanted()
+            if time.monotonic() >= deadline_s:
+                raise PlacementError(
+                    f"the new workers have not taken over within {_SWITCH_S:.0f} s"
+                )
 
     def _gather(self, placement: ReplicaPlacement) -> Crew:
         """New workers for every seat, loaded. Raises what goes wrong first."""
@@ -334,7 +351,7 @@ class Fleet:
                 address=node.address,
                 alive=node.alive,
                 drained=_start(node) in self._drained,
-                device=f"cpu, {_count(node.num_cores, 'core')}",
+                device=f"cpu, {count(node.num_cores, 'core')}",
                 memory_bytes=node.memory_bytes,
                 num_workers=sum(seat.node == node.name for seat in seats),
             )
@@ -374,27 +391,3 @@ def _seating(placement: ReplicaPlacement) -> list[tuple[str, object]]:
 
 def _start(node: Node) -> tuple[str, str]:
     return node.name, node.start
-
-
-def _count(number: int, what: str) -> str:
-    return f"{number} {what}" if number == 1 else f"{number} {what}s"
-
-
-def _where(placements: Collection[ReplicaPlacement]) -> str:
-    """Such as "a + b (18 + 12 layers)"."""
-    texts = []
-    for placement in placements:
-        nodes = " + ".join("/".join(seat.node for seat in stage) for stage in placement.stages)
-        layers = " + ".join(str(len(stage[0].shard.layers)) for stage in placement.stages)
-        texts.append(f"{nodes} ({layers} layers)")
-    return "; ".join(texts)
-
-
-def describe(crew: Crew) -> str:
-    """Such as "2 stages of 15 + 15 layers, 2 ranks each"."""
-    layers = [len(stage[0].shard.layers) for stage in crew.stages]
-    ranks = {len(stage) for stage in crew.stages}
-    text = f"{len(layers)} stages of {' + '.join(map(str, layers))} layers"
-    if len(layers) == 1:
-        text = f"1 stage of {layers[0]} layers"
-    return text if ranks == {1} else f"{text}, {' or '.join(map(str, sorted(ranks)))} ranks each"

@@ -32,7 +32,7 @@ class RemoteExecutor:
 
     @property
     def wants_restart(self) -> bool:
-        return self._successor is not None or self.crew.is_broken
+        return self._has_successor() or self.crew.is_broken
 
     def watch(self, wake: Callable[[], None]) -> None:
         self._wake = self.crew.on_trouble = wake
@@ -67,6 +67,26 @@ class RemoteExecutor:
         self._epoch = 0  # of none, until one is formed: what was done counts once
         self._num_outstanding = 0
         self._past_active_s = 0.0
+        self._epoch = self._form(epoch, recovery)
+        self._taken_over.set()
+        self.max_in_flight = len(self.crew.stages)
+        return Capacity(
+            num_blocks=self.crew.num_blocks, max_in_flight=self.max_in_flight, epoch=self._epoch
+        )
+
+    def _form(self, epoch: int, recovery: Witness) -> int:
+        """By those who stand ready, even if they come while others are still awaited."""
+        while True:
+            self._take_over(recovery)
+            begun = self.crew.form(epoch, recovery, is_superseded=self._has_successor)
+            epoch = max(epoch, begun)
+            if not self._has_successor():
+                return epoch
+
+    def _has_successor(self) -> bool:
+        return self._successor is not None
+
+    def _take_over(self, recovery: Witness) -> None:
         with self._succession:
             successor, self._successor = self._successor, None
         if successor is not None:
@@ -74,12 +94,6 @@ class RemoteExecutor:
             self.crew, self._taken_over = successor
             self.crew.on_trouble = self._wake
             recovery.note_decision("the workers that stand ready take over")
-        self._epoch = self.crew.form(epoch, recovery)
-        self._taken_over.set()
-        self.max_in_flight = len(self.crew.stages)
-        return Capacity(
-            num_blocks=self.crew.num_blocks, max_in_flight=self.max_in_flight, epoch=self._epoch
-        )
 
     def workers(self) -> list[WorkerStats]:
         crew = self.crew
