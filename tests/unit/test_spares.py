@@ -229,3 +229,13 @@ def test_those_beyond_a_number_are_dismissed(workers: FakeWorkers, pools: list[S
     pool.pool.reduce(1)
     assert workers.stopped == ["b", "c"]
     assert pool.pool.take(SEATS[0]) is not None
+
+
+def test_one_on_a_node_that_is_not_used_any_more_goes_elsewhere(
+    workers: FakeWorkers, pools: list[SparePool]
+) -> None:
+    pool = started(workers, pools, 1, "a", "b")
+    pool.wait_for("spare-1")
+    pool.nodes = ["b"]
+    pool.wait_for("spare-2")
+    assert workers.running == {"spare-2": "b"}

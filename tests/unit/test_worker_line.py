@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Iterator
 
 import pytest
@@ -144,5 +145,20 @@ def test_a_worker_that_does_not_read_is_lost(
     with pytest.raises(PeerLost, match="silent"):
         line.send_encoded(bytes(2**24))
     assert line.is_lost
+    line.dismiss()
+    caller.close()
+
+
+def test_a_loss_ends_a_send_to_a_worker_that_does_not_read(reception: Reception) -> None:
+    """Else the engine would wait for the frozen one long after it was noticed."""
+    line, caller, _ = connected(reception)
+    silent = Lost("silent for 1.30 s", noticed_by="heartbeat", silence_s=1.3)
+    noticing = threading.Timer(0.1, line.lose, [silent])
+    noticing.start()
+    start_s = time.monotonic()
+    with pytest.raises(PeerLost):
+        line.send_encoded(bytes(2**24))
+    assert time.monotonic() - start_s < worker_line_module._SEND_S / 2
+    noticing.join()
     line.dismiss()
     caller.close()

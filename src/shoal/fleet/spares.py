@@ -130,7 +130,7 @@ class SparePool:
                 pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
 
     def _look(self, seats: Sequence[Seat], nodes: Sequence[str]) -> None:
-        for spare in self._bury():
+        for spare in self._sort_out(nodes):
             self._dismiss(spare)
         with self._lock:
             number = len(self._spares)
@@ -142,11 +142,12 @@ class SparePool:
                 self._spares.append(spare)
         self._prepare({seat.shard for seat in seats})
 
-    def _bury(self) -> list[_Spare]:
+    def _sort_out(self, nodes: Sequence[str]) -> list[_Spare]:
+        """Those that are dead, or on a node that is not to be used any more."""
         with self._lock:
-            dead = [spare for spare in self._spares if spare.line.is_lost]
-            self._spares = [spare for spare in self._spares if not spare.line.is_lost]
-        return dead
+            useless = [s for s in self._spares if s.line.is_lost or s.node not in nodes]
+            self._spares = [spare for spare in self._spares if spare not in useless]
+        return useless
 
     def _recruit(self, node: str) -> _Spare:
         worker = f"spare-{next(self._numbers)}"

@@ -84,6 +84,8 @@ class WorkerLine:
             self._loss = loss
             self._inbox.put(self.worker, loss)
             on_lost = self.on_lost
+        # Whoever is still sending to it would wait until its buffers are read, or for _SEND_S.
+        self._commands.close()
         on_lost()
 
     def dismiss(self) -> None:
