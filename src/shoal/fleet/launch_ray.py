@@ -132,7 +132,7 @@ class RayLauncher:
     def adopt(self, worker: str, node: str, pid: int) -> None:
         """By its name: actors that outlive their head have one."""
         try:
-            self._actors[worker] = ray.get_actor(worker, namespace=RAY_NAMESPACE)
+            self._actors[worker] = ray.get_actor(self._name(worker), namespace=RAY_NAMESPACE)
         except ValueError as error:
             raise PlacementError(
                 f"worker {worker} (process {pid} on '{node}') is not there any more: {error}"
@@ -154,7 +154,16 @@ class RayLauncher:
     def _lifetime(self, worker: str) -> dict[str, str]:
         if not self._outlive_head:
             return {}
-        return {"lifetime": "detached", "name": worker, "namespace": RAY_NAMESPACE}
+        return {
+            "lifetime": "detached",
+            "name": self._name(worker),
+            "namespace": RAY_NAMESPACE,
+        }
+
+    def _name(self, worker: str) -> str:
+        """Other heads of this cluster have workers of the same names, at other addresses; who takes
+        them over has this address again."""
+        return f"{worker} of {self._head}"
 
     def _connect_again(self, alive: set[str]) -> None:
         """After this machine's Ray was restarted. All workers started before have ended by then."""
