@@ -12,8 +12,9 @@ from msgspec import structs
 from shoal.cluster.placement import ReplicaPlacement, Seat
 from shoal.config import EngineConfig, Split
 from shoal.errors import OutOfMemory, PeerLost, PlacementError, ShoalError, SourceError
-from shoal.fleet.crew import Crew, FirstTrouble, transport_of
+from shoal.fleet.crew import Crew, FirstTrouble
 from shoal.fleet.inbox import Lost
+from shoal.fleet.transport import transport_of
 from shoal.messages import Plan, StepResult
 from shoal.parallel.control import Failed, Form, Load, OpenCache
 from shoal.parallel.partition import Span, shards_of

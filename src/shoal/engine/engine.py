@@ -17,7 +17,7 @@ from shoal.engine.admission import generation_requests, pooling_request
 from shoal.engine.api import EngineStats, Health, ModelInfo
 from shoal.engine.chronicle import Chronicle
 from shoal.engine.detokenizer import Detokenizer
-from shoal.engine.executor import Executor
+from shoal.engine.executor import Capacity, Executor
 from shoal.engine.job import Deliver, Job, Sample, unit_mean
 from shoal.engine.open_jobs import OpenJobs, both_held
 from shoal.engine.recovery import Recovery
@@ -67,8 +67,7 @@ class Engine:
         self._stopped: str | None = None
         self._recovery_timeout_s = recovery_timeout_s
         self._chronicle = Chronicle(replica)
-        self._refusal: str | None = None
-        """Why new requests are refused for now."""
+        self._refusal: str | None = None  # why new requests are refused for now
         self._recovery: Recovery | None = None
         self._in_trouble: Callable[[float], None] = lambda _since_s: None
         self._caution = Caution(scheduler.limits.max_running)
@@ -196,7 +195,9 @@ class Engine:
     def wait_for_work(self) -> bool:
         """Sleep until there is something to do; False once the engine is stopped."""
         with self._work_came:
-            while self._stopped is None and not self._has_work():
+            while self._stopped is None and not (
+                self._executor.wants_restart or self._scheduler.has_work
+            ):
                 self._chronicle.end("recovered")  # there is nobody left to show it to
                 self._work_came.wait()
             return self._stopped is None
@@ -222,9 +223,6 @@ class Engine:
             raise
         except Exception as error:
             self._abandon(error)
-
-    def _has_work(self) -> bool:
-        return self._executor.wants_restart or self._scheduler.has_work
 
     def _advance(self) -> None:
         start_s = time.perf_counter()
@@ -315,11 +313,10 @@ class Engine:
         if self._stopped is not None:
             raise EngineStopped(self._stopped)
         if self._refusal is not None:
-            raise self._unavailable(self._refusal)
+            raise _unavailable(self._refusal)
 
     def _note_work(self) -> None:
-        """Idle until now: that was no lack of progress."""
-        if not self._jobs:
+        if not self._jobs:  # idle until now: that was no lack of progress
             self._last_progress_s = time.monotonic()
 
     def _detokenizer(self, params: SamplingParams) -> Detokenizer:
@@ -358,7 +355,7 @@ class Engine:
         with self._lock:
             self._num_in_flight = 0
             self._epoch += 1
-            self._scheduler.new_epoch(self._epoch, cache_lost=True)
+            self._scheduler.new_epoch(self._epoch, cache_lost=False)
         self._recovery = recovery
         try:
             capacity = self._executor.restart(self._epoch, recovery)
@@ -366,16 +363,20 @@ class Engine:
             self._recovery = None
         with self._lock:
             self._epoch = capacity.epoch
-            too_long = self._scheduler.resize(
-                num_blocks=capacity.num_blocks,
-                max_in_flight=capacity.max_in_flight,
-                epoch=capacity.epoch,
-            )
-            shrunk = f"the KV cache shrank to {capacity.num_blocks} blocks: too few for this"
-            self._jobs.fail(too_long, EngineStopped(shrunk))
+            self._go_on_with(capacity)
             self._refusal = None
             self._last_progress_s = time.monotonic()
         self._chronicle.formed(self._epoch)
+
+    def _go_on_with(self, now: Capacity) -> None:
+        if now.is_cache_kept:
+            self._scheduler.go_on(now.epoch)
+            return
+        too_long = self._scheduler.resize(
+            num_blocks=now.num_blocks, max_in_flight=now.max_in_flight, epoch=now.epoch
+        )
+        shrunk = f"the KV cache shrank to {now.num_blocks} blocks: too few for this"
+        self._jobs.fail(too_long, EngineStopped(shrunk))
 
     def _while_recovering(self, recovery: Recovery) -> None:
         """Raises EngineStopped when nobody waits for workers any more."""
@@ -388,11 +389,12 @@ class Engine:
         self._chronicle.end("given up")
         with self._lock:
             self._refusal = f"{reason}; they are still looked for: try again later"
-            self._jobs.fail(self._jobs, self._unavailable(self._refusal))
-
-    def _unavailable(self, reason: str) -> EngineStopped:
-        return EngineStopped(reason, retry_after_s=_RETRY_AFTER_S, code="no_workers")
+            self._jobs.fail(self._jobs, _unavailable(self._refusal))
 
     def _wake(self) -> None:
         with self._lock:
             self._work_came.notify()
+
+
+def _unavailable(reason: str) -> EngineStopped:
+    return EngineStopped(reason, retry_after_s=_RETRY_AFTER_S, code="no_workers")

@@ -19,6 +19,8 @@ class Capacity(msgspec.Struct, frozen=True, kw_only=True):
     num_blocks: int
     max_in_flight: int
     epoch: int = 0
+    is_cache_kept: bool = False
+    """Whether blocks hold what they held before the restart."""
 
 
 class Executor(Protocol):

@@ -11,14 +11,17 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import msgspec
+from msgspec import structs
 
 from shoal.cluster.placement import ReplicaPlacement, Seat
 from shoal.cluster.supervisor import Dismiss, Form, Instruction, Load, Replan, Start, Supervisor
-from shoal.config import EngineConfig, Transport
+from shoal.config import EngineConfig
 from shoal.engine.recovery import Phase
 from shoal.errors import InternalError, PeerLost, PeerRefused, ShoalError
+from shoal.fleet.cache_keeper import CacheKeeper, FormedCache
 from shoal.fleet.inbox import Called, Inbox, Item, Lost, Silence, error_of, loss_of
 from shoal.fleet.muster import Muster
+from shoal.fleet.transport import transport_of
 from shoal.fleet.worker_line import WorkerLine
 from shoal.messages import Plan, StepResult
 from shoal.parallel import control
@@ -81,6 +84,7 @@ class Member:
 
     line: WorkerLine
     loaded: Loaded | None = None
+    formed: Formed | None = None
 
 
 class Crew:
@@ -101,6 +105,9 @@ class Crew:
         self._config = config
         self._elsewhere = elsewhere
         self._inbox = Inbox()
+        self._keeper = CacheKeeper()
+        self.are_caches_kept = False
+        """Whether the last formation found them as the one before had left them."""
         self._awaited: set[str] = set()
         """Those that were started and have not called."""
         self._losses: list[tuple[str, Lost]] = []
@@ -162,6 +169,9 @@ class Crew:
             witness.note_loss(worker, lost.reason, lost.noticed_by, lost.silence_s)
         self._supervisor.begin(time.monotonic(), epoch=epoch)
         self._work_until(lambda: self._supervisor.is_formed or is_superseded(), witness)
+        if self._supervisor.is_formed:
+            caches = [self._formed_cache(seat) for seat in self.placement.seats]
+            self.are_caches_kept = self._keeper.note(caches, self.num_blocks)
         return self._supervisor.epoch
 
     def dismiss(self) -> None:
@@ -170,6 +180,7 @@ class Crew:
             self._muster.dismiss(self.members.pop(worker).line)
         while self._awaited:
             self._muster.give_up(self._awaited.pop())
+        self._keeper.close()
 
     def _work_until(self, is_done: Callable[[], bool], witness: Witness) -> None:
         while not is_done():
@@ -216,9 +227,13 @@ class Crew:
 
     def _load(self, seat: Seat) -> None:
         member = self.members[seat.worker]
+        member.formed = None
         num_blocks = min((each.num_blocks for each in self._loaded()), default=None)
         member.loaded = None
-        self._send(seat.worker, self._muster.load(seat, member.line, num_blocks=num_blocks))
+        load = self._muster.load(seat, member.line, num_blocks=num_blocks)
+        index = self.placement.seats.index(seat)
+        cache = self._keeper.offer(index, seat.shard, num_blocks, pid=member.line.pid)
+        self._send(seat.worker, structs.replace(load, cache=cache))
 
     def _replan(self, without: frozenset[str], witness: Witness) -> None:
         try:
@@ -264,6 +279,8 @@ class Crew:
                 self.members[worker].loaded = item
                 self._supervisor.loaded(worker)
             case Formed():
+                if worker in self.members:
+                    self.members[worker].formed = item
                 self._supervisor.formed(worker, item.epoch)
             case Failed() if worker in self.members:
                 self._note_failure(worker, item, now_s, witness)
@@ -285,11 +302,8 @@ class Crew:
             return
         self._awaited.remove(worker)
         self.members[worker] = Member(line)
-        line.report_to(self._inbox, self._on_lost)
+        line.report_to(self._inbox, lambda: self.on_trouble())
         self._supervisor.called(worker, time.monotonic(), epoch=line.epoch)
-
-    def _on_lost(self) -> None:
-        self.on_trouble()
 
     def _note_loss(self, worker: str, lost: Lost, witness: Witness) -> None:
         if self._bury(worker, lost):
@@ -368,6 +382,13 @@ class Crew:
     def _worker_at(self, address: str) -> str | None:
         return next((w for w, each in self.members.items() if each.line.address == address), None)
 
+    def _formed_cache(self, seat: Seat) -> FormedCache:
+        member = self.members[seat.worker]
+        formed = member.formed
+        assert formed is not None, f"{seat.worker} has not formed"
+        pid = member.line.pid if seat.node in self._muster.home else None
+        return FormedCache(seat.shard, formed.cache, formed.cache_descriptor, pid)
+
     def _address(self, seat: Seat) -> str:
         return self.members[seat.worker].line.address
 
@@ -377,10 +398,3 @@ def _known(error: Exception) -> ShoalError:
         return error
     log.exception("an error that nobody has foreseen", exc_info=error)
     return InternalError(f"{type(error).__name__}: {error}")
-
-
-def transport_of(stage: Sequence[Seat], config: EngineConfig) -> Transport:
-    """Shared memory where all ranks are on one node, sockets between nodes."""
-    if config.split.transport != "auto":
-        return config.split.transport
-    return "shared-memory" if len({seat.node for seat in stage}) == 1 else "sockets"

@@ -71,7 +71,10 @@ class RemoteExecutor:
         self._taken_over.set()
         self.max_in_flight = len(self.crew.stages)
         return Capacity(
-            num_blocks=self.crew.num_blocks, max_in_flight=self.max_in_flight, epoch=self._epoch
+            num_blocks=self.crew.num_blocks,
+            max_in_flight=self.max_in_flight,
+            epoch=self._epoch,
+            is_cache_kept=self.crew.are_caches_kept,
         )
 
     def _form(self, epoch: int, recovery: Witness) -> int:

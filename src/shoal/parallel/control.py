@@ -19,6 +19,13 @@ from shoal.parallel.partition import Shard
 Role = Literal["rank", "stage", "link"]
 
 
+class KeptCache(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A KV cache that the last worker of a seat has left: see `worker.cache_memory`."""
+
+    path: str
+    identity: str
+
+
 class Load(msgspec.Struct, frozen=True, kw_only=True, tag="load", forbid_unknown_fields=True):
     """Hold this shard of a model, and take a seat. Answered by Loaded or Failed.
 
@@ -38,6 +45,7 @@ class Load(msgspec.Struct, frozen=True, kw_only=True, tag="load", forbid_unknown
     num_blocks: int | None = None
     num_threads: int | None = None
     cores: tuple[int, ...] = ()
+    cache: KeptCache | None = None
 
 
 class Prepare(msgspec.Struct, frozen=True, kw_only=True, tag="prepare", forbid_unknown_fields=True):
@@ -179,7 +187,11 @@ class Measured(
 
 
 class Formed(msgspec.Struct, frozen=True, kw_only=True, tag="formed", forbid_unknown_fields=True):
+    """`cache` is the identity of the worker's KV cache, `cache_descriptor` its open file."""
+
     epoch: int
+    cache: str = ""
+    cache_descriptor: int = -1
 
 
 class Failed(msgspec.Struct, frozen=True, kw_only=True, tag="failed", forbid_unknown_fields=True):

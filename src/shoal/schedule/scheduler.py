@@ -160,6 +160,13 @@ class Scheduler:
         if cache_lost:
             self._cache.forget_content()
 
+    def go_on(self, epoch: int) -> None:
+        """After a `new_epoch` that kept the cache: `epoch` is the one that has begun in the end."""
+        assert not self._flights and not self._running
+        if epoch < self._epoch:
+            raise InternalError(f"epoch {epoch} comes before epoch {self._epoch}")
+        self._epoch = epoch
+
     def limit_running(self, max_running: int) -> None:
         """Admit no more than so many from now on; those that run already go on."""
         self._max_running = max_running
@@ -170,10 +177,7 @@ class Scheduler:
         `epoch` is the one that has begun in the end, after perhaps several attempts. Returns the
         requests that do not fit the new cache and can never run; they stay queued.
         """
-        assert not self._flights and not self._running
-        if epoch < self._epoch:
-            raise InternalError(f"epoch {epoch} comes before epoch {self._epoch}")
-        self._epoch = epoch
+        self.go_on(epoch)
         limits = structs.replace(self.limits, num_blocks=num_blocks, max_in_flight=max_in_flight)
         self.limits = limits
         self._cache = BlockCache(

@@ -8,6 +8,7 @@ import torch
 from shoal.errors import OutOfMemory
 from shoal.models.config import DecoderConfig
 from shoal.parallel.partition import Shard
+from shoal.worker.cache_memory import CacheMemory
 from shoal.worker.node_memory import usable_memory_bytes
 from shoal.worker.zeroed_memory import zeroed
 
@@ -24,13 +25,24 @@ class KVCache:
     """
 
     def __init__(
-        self, config: DecoderConfig, shard: Shard, *, num_slots: int, dtype: torch.dtype
+        self,
+        config: DecoderConfig,
+        shard: Shard,
+        *,
+        num_slots: int,
+        dtype: torch.dtype,
+        memory: CacheMemory | None = None,
     ) -> None:
+        """In `memory`, which has the size that `slot_bytes` says, or else in its own."""
         self.first_layer = shard.layers.start
         self.num_slots = num_slots
+        self.memory = memory
         shape = (num_slots, len(shard.slice.kv_heads), config.head_dim)
-        self.keys = [zeroed(shape, dtype) for _ in range(len(shard.layers))]
-        self.values = [zeroed(shape, dtype) for _ in range(len(shard.layers))]
+        tensors = [
+            zeroed(shape, dtype) if memory is None else memory.tensor(shape, dtype, index=index)
+            for index in range(2 * len(shard.layers))
+        ]
+        self.keys, self.values = tensors[::2], tensors[1::2]
 
     def take_memory(self) -> None:
         """Before anything is written: so a lack of memory shows at the start and use stays flat.

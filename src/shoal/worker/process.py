@@ -91,7 +91,7 @@ class _Worker:
             try:
                 return call_head(self._head_address, self._security, self._hello, timeout_s=_DIAL_S)
             except (PeerLost, PeerRefused) as error:
-                log.debug("no head yet: %s", error)
+                log.debug("no head yet: %s", str(error))
         log.warning("no head came within %.0f s; this worker ends", hold_s)
         return None
 

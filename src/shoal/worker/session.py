@@ -20,7 +20,6 @@ from shoal.parallel.control import (
     CacheOpened,
     Failed,
     Form,
-    Formed,
     FromWorker,
     Load,
     Measured,
@@ -97,7 +96,7 @@ class Session:
                 except Exception as error:
                     self._report_failure(message, error)
         except PeerLost as error:
-            log.info("nothing can be reported to the head: %s", error)
+            log.info("nothing can be reported to the head: %s", str(error))
         finally:
             self._close_stage()
             self._hang_up()
@@ -129,7 +128,7 @@ class Session:
                     self._interrupt(self.epoch + 1)
                 self._inbox.put(message)
         except (ShoalError, msgspec.MsgspecError) as error:
-            log.info("no more commands from the head: %s", error)
+            log.info("no more commands from the head: %s", str(error))
         finally:
             self._end = end
             self._interrupt(self.epoch + 1)
@@ -226,7 +225,7 @@ class Session:
         if form.epoch < self._first_epoch:
             self._close_stage()
             return
-        self._send(Formed(epoch=form.epoch))
+        self._send(holder.formed(form.epoch))
 
     def _loaded(self) -> ShardHolder:
         if self._holder is None:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from contextlib import ExitStack
 
-from shoal.parallel.control import Form, Load, Loaded
+from shoal.parallel.control import Form, Formed, Load, Loaded
 from shoal.parallel.endpoint import Security
-from shoal.worker.kv_cache import KVCache, num_blocks_for
+from shoal.worker.cache_memory import CacheMemory
+from shoal.worker.kv_cache import KVCache, num_blocks_for, slot_bytes
 from shoal.worker.neighbours import Neighbours
 from shoal.worker.peers import Peers
 from shoal.worker.shard_weights import ShardWeights
@@ -28,6 +29,7 @@ class ShardHolder:
     ) -> None:
         self.weights = weights
         self._load = load
+        self._kept = load.cache
         self._cache = cache
         self._num_read_bytes = num_read_bytes
         self._load_s = load_s
@@ -87,10 +89,29 @@ class ShardHolder:
             weights = self.weights
             num_slots = num_blocks * self._load.config.block_size
             cache = KVCache(
-                weights.model, weights.shard, num_slots=num_slots, dtype=weights.scheme.dtype
+                weights.model,
+                weights.shard,
+                num_slots=num_slots,
+                dtype=weights.scheme.dtype,
+                memory=self._memory(num_slots),
             )
             self._cache = cache
         return cache
+
+    def _memory(self, num_slots: int) -> CacheMemory:
+        """What the last worker of this seat has left, if that can be had."""
+        # Once: later the path may lead to another file.
+        weights, kept, self._kept = self.weights, self._kept, None
+        num_bytes = num_slots * slot_bytes(weights.model, weights.shard, weights.scheme.dtype)
+        memory = CacheMemory.of(kept, num_bytes) if kept is not None else None
+        return memory or CacheMemory(num_bytes)
+
+    def formed(self, epoch: int) -> Formed:
+        cache = self._cache
+        assert cache is not None and cache.memory is not None, "a stage forms with its cache"
+        return Formed(
+            epoch=epoch, cache=cache.memory.identity, cache_descriptor=cache.memory.descriptor
+        )
 
     def cache_for(self, load: Load) -> KVCache | None:
         """The one that is open, if it has as many blocks as another order for this shard wants."""
@@ -100,7 +121,8 @@ class ShardHolder:
         return self._cache if is_fitting else None
 
     def _num_blocks(self) -> int:
-        if self._cache is not None and self._load.num_blocks is not None:
+        has_cache = self._cache is not None or self._load.cache is not None
+        if has_cache and self._load.num_blocks is not None:
             return self._load.num_blocks
         config = self._load.config
         return num_blocks_for(
