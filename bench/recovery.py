@@ -4,7 +4,8 @@ Method: the embedded model in processes of this machine, 16 streams kept open wi
 waits until all of them move, strikes one worker (each seat in turn), and takes, over all streams,
 the longest time between two pieces that spans the strike. `notice` is from the strike to the
 incident's beginning, on one clock; the other phases are those that the incident tells, `decide` is
-what they leave of its total, `tokens` what the open streams knew, all of which is computed again.
+what they leave of its total, `tokens` what the open streams knew (a killed worker's cache outlives
+it, so little of that is computed again).
 `recompute` ends with the first token of any stream, the gap with that of the last one. Shown are
 medians over the rounds, of the gap also the worst. With a warm spare, a round begins when a spare
 has read all shards again.
