@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable
 from concurrent.futures import Future
 from contextlib import suppress
@@ -25,6 +27,7 @@ LOCAL_NODE = "local"
 
 _UNIX_SOCKETS = LocalOnly()
 _LOOPBACK = "127.0.0.1"
+_NURSERY_PAUSE_S = 0.2
 # It has ended by itself, or this launcher was closed.
 _NURSERY_GONE = (BrokenPipeError, ValueError)
 
@@ -58,7 +61,9 @@ class LocalLauncher:
         self._outlive_head = hold_s > 0
         self._taken: dict[str, list[int]] = {}
         self._adopted: dict[str, psutil.Process] = {}
+        self._started: set[str] = set()
         self._lock = threading.Lock()
+        self._is_closed = False
         started: Future[subprocess.Popen[bytes]] = Future()
         # Linux ends the nursery with the thread that has started it, so that has to be a lasting
         # one, whoever makes a launcher.
@@ -111,6 +116,8 @@ class LocalLauncher:
             self._order(Kill(worker=worker))
 
     def close(self) -> None:
+        with self._lock:
+            self._is_closed = True
         assert self._nursery.stdin is not None
         with suppress(*_NURSERY_GONE):
             self._order(Close())
@@ -130,12 +137,14 @@ class LocalLauncher:
             num_threads=num_threads,
             cores=cores,
         )
+        self._started.add(worker)
         try:
             self._order(order)
         except _NURSERY_GONE:
+            self._started.discard(worker)
             raise PlacementError(
-                f"worker {worker} cannot be started: the process that starts workers has ended "
-                f"(exit status {self._nursery.poll()}); start Shoal anew"
+                f"worker {worker} cannot be started now: the process that starts workers has ended "
+                f"(exit status {self._nursery.poll()}), and another is on its way"
             ) from None
 
     def _listen_address(self, worker: str) -> str:
@@ -167,21 +176,44 @@ class LocalLauncher:
             self._nursery.stdin.flush()
 
     def _keep_nursery(self, started: Future[subprocess.Popen[bytes]]) -> None:
+        options = [OUTLIVE_HEAD] if self._outlive_head else []
         try:
-            nursery = _start_nursery([OUTLIVE_HEAD] if self._outlive_head else [])
+            nursery = _start_nursery(options)
         except OSError as error:
             started.set_exception(error)
             return
         started.set_result(nursery)
+        self._hear_of_exits(nursery)
+        while not self._is_closed:
+            # Its workers went with it, and whoever replaces them needs another.
+            log.error("the process that starts workers has ended (exit status %d)", nursery.wait())
+            assert nursery.stdin is not None
+            with suppress(BrokenPipeError):
+                nursery.stdin.close()
+            for worker in self._started.copy():
+                self._note_end(worker, -signal.SIGKILL)
+            time.sleep(_NURSERY_PAUSE_S)
+            with self._lock:
+                if self._is_closed:
+                    return
+                nursery = self._nursery = _start_nursery(options)
+            self._hear_of_exits(nursery)
+
+    def _hear_of_exits(self, nursery: subprocess.Popen[bytes]) -> None:
+        """Until it ends."""
         assert nursery.stdout is not None
         with nursery.stdout as lines:
             for line in lines:
                 left = msgspec.json.decode(line, type=Exit)
-                with self._lock:
-                    self._taken.pop(left.worker, None)
-                # Whoever was killed has left the name of its socket.
-                self._socket_of(left.worker).unlink(missing_ok=True)
-                self._on_exit(left.worker, left.status)
+                self._note_end(left.worker, left.status)
+
+    def _note_end(self, worker: str, status: int) -> None:
+        with self._lock:
+            self._started.discard(worker)
+            self._taken.pop(worker, None)
+        # Whoever was killed has left the name of its socket.
+        self._socket_of(worker).unlink(missing_ok=True)
+        self._on_exit(worker, status)
 
 
 def _kill(process: psutil.Process) -> None:
