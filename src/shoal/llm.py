@@ -33,7 +33,9 @@ class LLM:
 
     `model` is a catalogue name, a GGUF file, a Hugging Face folder or id, or an fsspec URL.
     `kv_memory` is bytes or text such as "2GiB". With a `split` the model runs in worker processes
-    of this machine. Raises SourceError, ConfigError, OutOfMemory, PeerLost.
+    of this machine; `spares` more stand by for those that die, and requests wait
+    `recovery_timeout_s` for workers that cannot be had before they end with RetryError.
+    Raises SourceError, ConfigError, OutOfMemory, PeerLost.
     """
 
     def __init__(
@@ -49,6 +51,8 @@ class LLM:
         prefix_caching: bool = True,
         num_threads: int | None = None,
         split: Split | None = None,
+        spares: int = 0,
+        recovery_timeout_s: float = 60.0,
     ) -> None:
         config = EngineConfig(
             model=model,
@@ -61,6 +65,8 @@ class LLM:
             prefix_caching=prefix_caching,
             num_threads=num_threads,
             split=split or Split(),
+            spares=spares,
+            recovery_timeout_s=recovery_timeout_s,
         )
         self._deployment = deploy(config)
         self._engine = self._deployment.engine

@@ -113,15 +113,30 @@ def test_closing_leaves_no_process_and_no_thread() -> None:
     assert not alive and set(threading.enumerate()) <= threads
 
 
-def test_the_end_of_the_nursery_ends_its_workers_and_is_reported(site: Site) -> None:
+def test_the_end_of_the_nursery_ends_its_workers_and_another_takes_its_place(site: Site) -> None:
     _, process = site.start("a")
     site.nursery.kill()
-    psutil.wait_procs([process], timeout=WAIT_S)
-    assert not process.is_running()
-    site.launcher._nursery.wait(WAIT_S)
+    assert site.next_exit() == ("a", -signal.SIGKILL)
     with pytest.raises(PlacementError, match=r"process that starts workers has ended.*-9"):
         site.launcher.start("b", LOCAL_NODE, num_threads=1)
     site.launcher.stop("a")
+    psutil.wait_procs([process], timeout=WAIT_S)
+    assert not process.is_running()
+    eventually(lambda: site.launcher._nursery.poll() is None, "there is no other nursery")
+    _, process = site.start("c")
+    assert process.is_running()
+
+
+def test_a_nursery_that_cannot_be_started_is_tried_again(
+    site: Site, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    with monkeypatch.context() as broken:
+        broken.setattr(sys, "executable", "/nowhere/python")
+        site.nursery.kill()
+        eventually(lambda: "cannot be started" in caplog.text, "nobody was told")
+    eventually(lambda: site.launcher._nursery.poll() is None, "there is no other nursery")
+    _, process = site.start("a")
+    assert process.is_running()
 
 
 HEAD = """
@@ -187,12 +202,18 @@ def test_a_fleet_that_cannot_start_leaves_nothing_behind(
     eventually(lambda: set(threading.enumerate()) <= threads, "threads are left")
 
 
-def test_a_stream_ends_with_an_error_when_no_worker_can_be_brought_back() -> None:
-    with LLM(MODEL, dtype="float32", kv_memory="32MiB", split=Split(pipeline=2)) as llm:
+def test_a_stream_ends_with_an_error_when_no_worker_can_be_brought_back(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    split, patience_s = Split(pipeline=2), 2.0
+    with LLM(
+        MODEL, dtype="float32", kv_memory="32MiB", split=split, recovery_timeout_s=patience_s
+    ) as llm:
         deltas = llm.stream_sync("1, 2, 3,", SamplingParams(temperature=0, max_tokens=200))
         next(deltas)
         (nursery,) = psutil.Process().children()
+        monkeypatch.setattr(sys, "executable", "/bin/false")
         nursery.kill()
-        with pytest.raises(RetryError, match="process that starts workers has ended"):
+        with pytest.raises(RetryError, match=r"no workers since .* try again later"):
             for _ in deltas:
                 pass

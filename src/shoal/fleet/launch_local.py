@@ -8,7 +8,6 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Callable
 from concurrent.futures import Future
 from contextlib import suppress
@@ -27,7 +26,7 @@ LOCAL_NODE = "local"
 
 _UNIX_SOCKETS = LocalOnly()
 _LOOPBACK = "127.0.0.1"
-_NURSERY_PAUSE_S = 0.2
+_NURSERY_PAUSE_S = 0.5
 # It has ended by itself, or this launcher was closed.
 _NURSERY_GONE = (BrokenPipeError, ValueError)
 
@@ -63,7 +62,7 @@ class LocalLauncher:
         self._adopted: dict[str, psutil.Process] = {}
         self._started: set[str] = set()
         self._lock = threading.Lock()
-        self._is_closed = False
+        self._closed = threading.Event()
         started: Future[subprocess.Popen[bytes]] = Future()
         # Linux ends the nursery with the thread that has started it, so that has to be a lasting
         # one, whoever makes a launcher.
@@ -117,7 +116,7 @@ class LocalLauncher:
 
     def close(self) -> None:
         with self._lock:
-            self._is_closed = True
+            self._closed.set()
         assert self._nursery.stdin is not None
         with suppress(*_NURSERY_GONE):
             self._order(Close())
@@ -183,21 +182,36 @@ class LocalLauncher:
             started.set_exception(error)
             return
         started.set_result(nursery)
-        self._hear_of_exits(nursery)
-        while not self._is_closed:
-            # Its workers went with it, and whoever replaces them needs another.
-            log.error("the process that starts workers has ended (exit status %d)", nursery.wait())
-            assert nursery.stdin is not None
-            with suppress(BrokenPipeError):
-                nursery.stdin.close()
-            for worker in self._started.copy():
-                self._note_end(worker, -signal.SIGKILL)
-            time.sleep(_NURSERY_PAUSE_S)
+        current: subprocess.Popen[bytes] | None = nursery
+        while current is not None:
+            self._hear_of_exits(current)
+            if self._closed.is_set():
+                return
+            self._bury(current)
+            current = self._another_nursery(options)
+
+    def _bury(self, nursery: subprocess.Popen[bytes]) -> None:
+        """Its workers went with it."""
+        log.error("the process that starts workers has ended (exit status %d)", nursery.wait())
+        assert nursery.stdin is not None
+        with suppress(BrokenPipeError):
+            nursery.stdin.close()
+        for worker in self._started.copy():
+            self._note_end(worker, -signal.SIGKILL)
+
+    def _another_nursery(self, options: list[str]) -> subprocess.Popen[bytes] | None:
+        """None, if this launcher is closed first."""
+        while not self._closed.wait(_NURSERY_PAUSE_S):
             with self._lock:
-                if self._is_closed:
-                    return
-                nursery = self._nursery = _start_nursery(options)
-            self._hear_of_exits(nursery)
+                if self._closed.is_set():
+                    break
+                try:
+                    self._nursery = _start_nursery(options)
+                except OSError as error:
+                    log.error("the process that starts workers cannot be started: %s", error)
+                else:
+                    return self._nursery
+        return None
 
     def _hear_of_exits(self, nursery: subprocess.Popen[bytes]) -> None:
         """Until it ends."""
