@@ -75,7 +75,8 @@ def test_a_spare_takes_over_at_once(guarded: Guarded) -> None:
     stats = guarded.engine.stats()
     assert stats.workers[seat].pid == spare
     told = incident(stats)
-    assert [what for what in told.decisions if "takes over" in what] == told.decisions
+    taken, kept = told.decisions
+    assert "takes over" in taken and kept == "every KV cache is kept"
     assert told.phases.get("load", 0.0) < MOST_LOAD_S
     assert told.phases.get("start", 0.0) < MOST_LOAD_S
 
@@ -89,6 +90,7 @@ def test_another_stands_by_and_of_two_lost_one_gets_it(guarded: Guarded) -> None
     told = incident(guarded.engine.stats())
     assert sum("takes over" in what for what in told.decisions) == 1
     assert sum("starts on" in what for what in told.decisions) == 1
+    assert told.decisions[-1] == "every KV cache is kept"
 
 
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGSTOP])

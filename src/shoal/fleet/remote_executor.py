@@ -69,6 +69,8 @@ class RemoteExecutor:
         self._past_active_s = 0.0
         self._epoch = self._form(epoch, recovery)
         self._taken_over.set()
+        if self.crew.are_caches_kept:
+            recovery.note_decision("every KV cache is kept")
         self.max_in_flight = len(self.crew.stages)
         return Capacity(
             num_blocks=self.crew.num_blocks,
