@@ -1,0 +1,53 @@
+"""transformers' `generate` as an engine that a benchmark asks: all prompts as one batch."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+
+from bench.peers.protocol import Calls, Settings, Streams, serve
+
+
+def load(settings: Settings) -> tuple[dict[str, Any], Calls]:
+    torch.set_num_threads(settings["threads"])
+    path = Path(settings["weights"])
+    model = transformers.AutoModelForCausalLM.from_pretrained(
+        path.parent,
+        gguf_file=path.name,
+        quantization_config=transformers.GgufConfig(dequantize=True),
+        dtype=torch.float32,
+    )
+    model.generation_config.eos_token_id = None
+    model.generation_config.pad_token_id = 0
+
+    def generate(prompts: list[list[int]], new_tokens: int) -> dict[str, Any]:
+        streams = Streams(len(prompts))
+
+        def watch(tokens_BT: torch.Tensor, _scores: object, **_: object) -> torch.Tensor:
+            for stream, token in enumerate(tokens_BT[:, -1].tolist()):
+                streams.came(stream, [token])
+            return torch.zeros(len(prompts), dtype=torch.bool)
+
+        prompts_BT = torch.tensor(prompts)
+        model.generate(
+            prompts_BT,
+            attention_mask=torch.ones_like(prompts_BT),
+            max_new_tokens=new_tokens,
+            do_sample=False,
+            stopping_criteria=[watch],
+        )
+        return streams.answer()
+
+    about = {
+        "engine": f"transformers {transformers.__version__}, torch {torch.__version__}",
+        "computes": "float32",
+        "caches_prefixes": False,
+    }
+    return about, {"generate": generate}
+
+
+if __name__ == "__main__":
+    serve(load)
