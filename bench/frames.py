@@ -123,12 +123,12 @@ def _places(name: str) -> list[tuple[Any, str, Callable[..., Any]]]:
         holder = getattr(module, owner, None)
         original = None if holder is None else vars(holder).get(attribute)
         return [] if original is None else [(holder, attribute, original)]
-    original = getattr(module, attribute, None)
-    if original is None:
+    function: Callable[..., Any] | None = getattr(module, attribute, None)
+    if function is None:
         return []
     package = module_name.partition(".")[0]
     holders = [m for key, m in sys.modules.items() if key.partition(".")[0] == package]
-    return [(m, attribute, original) for m in holders if vars(m).get(attribute) is original]
+    return [(m, attribute, function) for m in holders if vars(m).get(attribute) is function]
 
 
 def _wrapped(frames: Frames, kind: str, original: Callable[..., Any]) -> Callable[..., Any]:

@@ -5,13 +5,15 @@ gives each the same prompts in turn, beginning with another one each round; rati
 Greedy, end-of-sequence ignored, as many threads for everyone. OpenVINO GenAI, transformers and
 llama.cpp install themselves from wheels into environments of their own; vLLM runs where it is
 installed. Every engine has the catalogue's file, or its values rounded to the blocks that are named
-after its @. `same tokens` says how long a greedy answer to one prompt is the same as Shoal's.
+after its @.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import sys
+from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -21,9 +23,9 @@ from rich.console import Console
 from bench.peers.environments import peers_folder
 from bench.peers.process import EngineProcess, thread_settings
 from bench.peers.roster import DEFAULT_PEERS, Peer, parse_peer, python_for
-from bench.peers.table import OURS, records, results_table
+from bench.peers.table import OURS, records, results_table, steps_to_cached_token
 from bench.peers.turns import rounds_of
-from bench.peers.weights import AS_SHIPPED, described, in_blocks
+from bench.peers.weights import AS_SHIPPED, as_folder, described, in_blocks
 from bench.works import WORKS, tokens_in_common
 from shoal.evaluate.perplexity import english_text
 from shoal.weights.source import resolve
@@ -41,7 +43,7 @@ def start(
         console.print(f"{peer.name}: skipped, it is neither installed here nor in {by_hand}")
         return None
     settings: dict[str, Any] = {
-        "weights": str(in_blocks(shipped, peer.blocks, peers_folder() / "weights")),
+        "weights": str(weights_for(peer, shipped, console)),
         "threads": options.threads,
     }
     if peer.name == OURS:
@@ -52,11 +54,21 @@ def start(
     return engine
 
 
-def weights_of(peer: Peer, shipped: Path) -> str:
-    as_shipped = described(shipped)
-    if peer.name == "transformers":
-        return f"{as_shipped}, as float32"
-    return f"{as_shipped}, {AS_SHIPPED}" if peer.blocks == AS_SHIPPED else peer.blocks
+def weights_for(peer: Peer, shipped: Path, console: Console) -> Path:
+    folder = peers_folder() / "weights"
+    blocks = in_blocks(shipped, peer.blocks, folder)
+    if not peer.engine.reads_folders:
+        return blocks
+    python = python_for(parse_peer("transformers"), lambda line: console.print(line))
+    assert python is not None, "transformers installs itself"
+    return as_folder(blocks, folder, python)
+
+
+def description_of(peer: Peer, shipped: Path) -> str:
+    """Which weights it ran, for the table."""
+    is_shipped = peer.blocks == AS_SHIPPED
+    blocks = f"{described(shipped)}, {AS_SHIPPED}" if is_shipped else peer.blocks
+    return f"{blocks}, as {peer.engine.computes_in}" if peer.engine.computes_in else blocks
 
 
 def options_of() -> argparse.Namespace:
@@ -70,38 +82,52 @@ def options_of() -> argparse.Namespace:
     return parser.parse_args()
 
 
+def measure(
+    engines: Sequence[EngineProcess], works: Sequence[str], num_rounds: int, text: Sequence[int]
+) -> tuple[dict[str, dict[str, list[float]]], dict[str, int]]:
+    """Figures by work and engine; and how many tokens of one answer are Shoal's, where told."""
+    rounds: dict[str, dict[str, list[float]]] = {}
+    same: dict[str, int] = {}
+    for name in works:
+        by_engine = rounds.setdefault(name, {})
+        for done in rounds_of(engines, WORKS[name], num_rounds, text):
+            figures = {engine: figure for engine, (figure, _) in done.items()}
+            print(name, {engine: round(one, 1) for engine, one in figures.items()}, file=sys.stderr)
+            for engine, figure in figures.items():
+                by_engine.setdefault(engine, []).append(figure)
+            if name == "decode-1":
+                answers = {engine: streams["tokens"][0] for engine, (_, streams) in done.items()}
+                same = {e: tokens_in_common(answers[OURS], t) for e, t in answers.items() if t}
+    return rounds, same
+
+
 def main() -> None:
     options = options_of()
     console = Console(width=150)
     files = resolve(options.model)
     text = load_tokenizer(files).encode(english_text())
     peers = [parse_peer(name) for name in (OURS, *options.peers)]
-    rounds: dict[str, dict[str, list[float]]] = {}
-    same: dict[str, int] = {}
+    engines: list[EngineProcess] = []
     with ExitStack() as stack:
-        started = [start(peer, files.path, options, console) for peer in peers]
-        engines = [stack.enter_context(engine) for engine in started if engine is not None]
-        for name in options.works:
-            by_engine: dict[str, list[float]] = {}
-            for done in rounds_of(engines, WORKS[name], options.rounds, text):
-                for engine, (figure, streams) in done.items():
-                    by_engine.setdefault(engine, []).append(figure)
-                    if name == "decode-1":
-                        ours = done[OURS][1]["tokens"][0]
-                        same[engine] = tokens_in_common(ours, streams["tokens"][0])
-            rounds[name] = by_engine
-        about = {engine.name: engine.about for engine in engines}
-    console.print(
-        results_table(rounds, {peer.name: weights_of(peer, files.path) for peer in peers})
-    )
-    console.print(f"tokens of a greedy answer that are the same as Shoal's: {same}")
+        for peer in peers:
+            engine = start(peer, files.path, options, console)
+            if engine is not None:
+                engines.append(stack.enter_context(engine))
+        rounds, same = measure(engines, options.works, options.rounds, text)
+    weights = {peer.name: description_of(peer, files.path) for peer in peers}
+    console.print(results_table(rounds, weights))
+    console.print(f"tokens of one greedy answer, from the first, that are Shoal's: {same}")
+    if (steps := steps_to_cached_token(rounds)) is not None:
+        console.print(f"Shoal's first token of a cached prompt takes {steps:.2f} decode steps")
     print(
         json.dumps(
             {
                 "benchmark": "peers",
                 "threads": options.threads,
-                "engines": about,
+                "engines": {engine.name: engine.about for engine in engines},
+                "weights": weights,
                 "same_tokens": same,
+                "steps_to_cached_token": steps,
                 "rows": records(rounds),
             }
         )

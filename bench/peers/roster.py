@@ -21,12 +21,15 @@ DEFAULT_PEERS = ("llama.cpp@Q4_0", "openvino", "openvino@Q8_0", "transformers", 
 class Engine(msgspec.Struct, frozen=True, kw_only=True):
     """`steps` is what pip installs, one after the other; empty: only where somebody did.
 
-    `found_as` is the Python package that shows that somebody did.
+    `found_as` is the Python package that shows that somebody did. `computes_in` names the type an
+    engine widens all weights to; with `reads_folders` it reads none but those of transformers.
     """
 
     module: str
     steps: tuple[tuple[str, ...], ...] = ()
     found_as: str = ""
+    computes_in: str = ""
+    reads_folders: bool = False
 
 
 ENGINES = {
@@ -51,8 +54,11 @@ ENGINES = {
         module="bench.peers.run_transformers",
         # torch first and alone, as in the Makefile: its pin chooses the build.
         steps=(("torch",), ("transformers", "accelerate", "gguf")),
+        computes_in="float32",
     ),
-    "vllm": Engine(module="bench.peers.run_vllm", found_as="vllm"),
+    "vllm": Engine(
+        module="bench.peers.run_vllm", found_as="vllm", computes_in="float32", reads_folders=True
+    ),
 }
 
 

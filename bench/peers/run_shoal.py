@@ -20,7 +20,7 @@ def load(settings: Settings) -> tuple[dict[str, Any], Calls]:
     )
 
     def generate(prompts: list[list[int]], new_tokens: int) -> dict[str, Any]:
-        return asyncio.run(_generate(llm, prompts, new_tokens))
+        return asyncio.run(follow_all(llm, prompts, new_tokens))
 
     def perplexity(num_tokens: int) -> float:
         tokens = llm.tokenizer.encode(english_text())[:num_tokens]
@@ -35,7 +35,7 @@ def load(settings: Settings) -> tuple[dict[str, Any], Calls]:
     return about, {"generate": generate, "perplexity": perplexity}
 
 
-async def _generate(llm: LLM, prompts: list[list[int]], new_tokens: int) -> dict[str, Any]:
+async def follow_all(llm: LLM, prompts: list[list[int]], new_tokens: int) -> dict[str, Any]:
     params = SamplingParams(temperature=0.0, max_tokens=new_tokens, ignore_eos=True)
     streams = Streams(len(prompts))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,31 +23,32 @@ def load(settings: Settings) -> tuple[dict[str, Any], Calls]:
     )
     model.generation_config.eos_token_id = None
     model.generation_config.pad_token_id = 0
-
-    def generate(prompts: list[list[int]], new_tokens: int) -> dict[str, Any]:
-        streams = Streams(len(prompts))
-
-        def watch(tokens_BT: torch.Tensor, _scores: object, **_: object) -> torch.Tensor:
-            for stream, token in enumerate(tokens_BT[:, -1].tolist()):
-                streams.came(stream, [token])
-            return torch.zeros(len(prompts), dtype=torch.bool)
-
-        prompts_BT = torch.tensor(prompts)
-        model.generate(
-            prompts_BT,
-            attention_mask=torch.ones_like(prompts_BT),
-            max_new_tokens=new_tokens,
-            do_sample=False,
-            stopping_criteria=[watch],
-        )
-        return streams.answer()
-
     about = {
         "engine": f"transformers {transformers.__version__}, torch {torch.__version__}",
         "computes": "float32",
         "caches_prefixes": False,
     }
-    return about, {"generate": generate}
+    return about, {"generate": partial(generate, model)}
+
+
+def generate(model: Any, prompts: list[list[int]], new_tokens: int) -> dict[str, Any]:
+    """Prompts of one length. The model's generation config must name no end of sequence."""
+    streams = Streams(len(prompts))
+
+    def watch(tokens_BT: torch.Tensor, _scores: object, **_: object) -> torch.Tensor:
+        for stream, token in enumerate(tokens_BT[:, -1].tolist()):
+            streams.came(stream, [token])
+        return torch.zeros(len(prompts), dtype=torch.bool)
+
+    prompts_BT = torch.tensor(prompts)
+    model.generate(
+        prompts_BT,
+        attention_mask=torch.ones_like(prompts_BT),
+        max_new_tokens=new_tokens,
+        do_sample=False,
+        stopping_criteria=transformers.StoppingCriteriaList([watch]),
+    )
+    return streams.answer()
 
 
 if __name__ == "__main__":

@@ -42,6 +42,14 @@ def results_table(rounds: Rounds, weights: Mapping[str, str]) -> Table:
     return table
 
 
+def steps_to_cached_token(rounds: Rounds) -> float | None:
+    """Shoal's first token of a cached prompt, in steps of one stream; None if not measured."""
+    if not {"decode-1", "cached-512"} <= rounds.keys():
+        return None
+    step_ms = 1e3 / spread_of(rounds["decode-1"][OURS]).median
+    return spread_of(rounds["cached-512"][OURS]).median / step_ms
+
+
 def records(rounds: Rounds) -> list[dict[str, Any]]:
     return [
         {

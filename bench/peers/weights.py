@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import subprocess
 from pathlib import Path
 
 import gguf
 
+from bench.peers.process import ROOT
 from shoal.weights.cache import locked
 
 AS_SHIPPED = "as shipped"
@@ -24,6 +26,18 @@ def in_blocks(path: Path, kind: str, folder: Path) -> Path:
             part = target.with_suffix(".part")
             write(path, part, kind)
             part.replace(target)
+    return target
+
+
+def as_folder(path: Path, folder: Path, python: Path) -> Path:
+    """The file's values in float32, as transformers writes them. Raises RuntimeError."""
+    target = folder / f"{path.stem}.float32"
+    with locked(folder / f"{target.name}.lock"):
+        if not (target / "tokenizer.json").is_file():
+            command = [str(python), "-m", "bench.peers.write_folder", str(path), str(target)]
+            done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+            if done.returncode:
+                raise RuntimeError(f"{' '.join(command)} failed:\n{done.stderr[-2000:]}")
     return target
 
 

@@ -2,21 +2,29 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import sys
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import gguf
 import numpy as np
 import pytest
+import torch
+import transformers
 
+from bench.peers import run_transformers
 from bench.peers.process import EngineProcess
 from bench.peers.protocol import Streams, answer_to, call_line, parse_answer
 from bench.peers.roster import parse_peer, python_for
-from bench.peers.table import gain, records, results_table
+from bench.peers.run_shoal import follow_all
+from bench.peers.table import gain, records, results_table, steps_to_cached_token
 from bench.peers.turns import can_do
 from bench.peers.weights import described, in_blocks
 from bench.works import WORKS
+from shoal.engine.api import Delta
+from shoal.request import SamplingParams
 
 
 def test_a_call_and_its_answer() -> None:
@@ -115,6 +123,12 @@ def test_the_table_and_its_records() -> None:
     assert (ours["gain"], other["gain"], other["rounds"]) == (1.0, 2.0, [30.0, 31.0, 40.0])
 
 
+def test_a_cached_prompt_counts_in_decode_steps() -> None:
+    rounds = {"decode-1": {"shoal": [50.0]}, "cached-512": {"shoal": [30.0]}}
+    assert steps_to_cached_token(rounds) == pytest.approx(1.5)
+    assert steps_to_cached_token({"decode-1": rounds["decode-1"]}) is None
+
+
 def test_who_keeps_no_prefixes_has_none_cached() -> None:
     assert not can_do({"caches_prefixes": False}, WORKS["cached-512"])
     assert can_do({"caches_prefixes": False}, WORKS["prefill-512"])
@@ -151,3 +165,39 @@ def test_weights_in_other_blocks_have_the_same_values(shipped: Path, tmp_path: P
         np.testing.assert_allclose(rounded_values, values, atol=np.abs(values).max() / 127)
     with pytest.raises(RuntimeError, match="not as 'Q2_K'"):
         in_blocks(shipped, "Q2_K", tmp_path)
+
+
+@pytest.mark.slow
+def test_transformers_is_asked_for_a_batch() -> None:
+    config = transformers.LlamaConfig(
+        vocab_size=50,
+        hidden_size=16,
+        intermediate_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+    )
+    torch.manual_seed(1)
+    model = transformers.LlamaForCausalLM(config).eval()
+    model.generation_config.eos_token_id = None
+    model.generation_config.pad_token_id = 0
+    answer = run_transformers.generate(model, [[1, 2, 3], [4, 5, 6]], 4)
+    assert [len(stream) for stream in answer["arrivals_s"]] == [4, 4]
+    logits_BTV = model(torch.tensor([[1, 2, 3], [4, 5, 6]])).logits
+    firsts = [tokens[0] for tokens in answer["tokens"]]
+    assert firsts == logits_BTV[:, -1].argmax(-1).tolist()
+
+
+class FakeLLM:
+    """Two deltas a stream, the second one of two tokens."""
+
+    async def stream(self, prompt: list[int], params: SamplingParams) -> AsyncIterator[Delta]:
+        assert params.greedy and params.ignore_eos and params.max_tokens == 3
+        yield Delta(index=0, token_ids=[prompt[0]])
+        yield Delta(index=0, token_ids=[8, 9])
+
+
+def test_shoal_is_asked_for_all_streams_at_once() -> None:
+    answer = asyncio.run(follow_all(FakeLLM(), [[1, 2], [3, 4]], 3))  # type: ignore[arg-type]
+    assert answer["tokens"] == [[1, 8, 9], [3, 8, 9]]
+    assert [len(stream) for stream in answer["arrivals_s"]] == [3, 3]

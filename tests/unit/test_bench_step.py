@@ -9,8 +9,8 @@ from types import ModuleType
 import pytest
 
 from bench.frames import Frames, framed
-from bench.roofline import Load, Rates, Shape, limit_of
-from bench.step import Account
+from bench.roofline import Limit, Load, Rates, Shape, limit_of
+from bench.step import Account, limits_table, parts_table, record
 from bench.step_log import Step, load_of, periods_s, quicker_half
 from shoal.messages import Chunk, Plan, Sampling
 
@@ -140,28 +140,36 @@ def test_periods_and_the_quicker_half() -> None:
         quicker_half([])
 
 
-def test_python_is_what_no_kernel_and_no_step_takes() -> None:
-    account = Account(
+@pytest.fixture
+def account() -> Account:
+    return Account(
         work="decode-32",
         num_steps=1,
         step_ms=9.0,
         framed_ms=10.0,
         waiting_ms=0.0,
         period_ms=10.0,
-        parts={"linear layers": 8.0, "batch assembly": 2.0},
-        calls={},
-        limit=limit_of(
-            Shape(
-                weight_bytes=1,
-                layer_weights=1,
-                head_weights=1,
-                attention_operations_per_key=1,
-                kv_bytes_per_token=1.0,
-            ),
-            Load(rows=1, head_rows=1, keys=1, pairs=1),
-            Rates(bytes_per_s=1.0, operations_per_s=1.0),
-        ),
+        parts={"batch assembly": 2.0, "linear layers": 8.0},
+        calls={"batch assembly": 1.0, "linear layers": 120.0},
+        limit=Limit(memory_ms=4.0, arithmetic_ms=6.0),
     )
+
+
+def test_python_is_what_no_kernel_and_no_step_takes(account: Account) -> None:
     assert account.between_share == pytest.approx(0.1)
     # A fifth of nine tenths, and the tenth between.
     assert account.python_share == pytest.approx(0.28)
+    assert record(account)["python_share"] == account.python_share
+
+
+def test_tables_of_a_step(account: Account) -> None:
+    names, ms, shares, calls = (list(column.cells) for column in parts_table([account]).columns)
+    assert names == ["linear layers", "Python: batch assembly", "all"]
+    assert (ms, shares[:2], calls[:2]) == (
+        ["8.00", "2.00", "10.00"],
+        ["80.0%", "20.0%"],
+        ["120", "1"],
+    )
+    limits = dict(zip(*(column.cells for column in limits_table([account]).columns), strict=True))
+    assert limits["of the limit reached"] == "60% (arithmetic)"
+    assert limits["outside kernels, of a period"] == "28.0%"

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
+
 import pytest
 
+from bench.compare import results
+from bench.peers.process import ROOT
 from bench.ratios import in_turn, ratios, spread_of
-from bench.sides import parse_side
+from bench.sides import parse_side, python_path, unpacked
 from bench.works import WORKS, Work, decode_rate, figure_of, prompts_of, tokens_in_common
 
 TEXT = list(range(2000))
@@ -86,3 +91,33 @@ def test_a_side_and_its_settings() -> None:
 def test_what_is_no_side(text: str) -> None:
     with pytest.raises(ValueError, match=r"revision|name=value"):
         parse_side(text)
+
+
+def test_a_comparison_has_both_sides_in_it() -> None:
+    figures = {"decode-1": {"before": [10.0, 12.0, 11.0], "after": [20.0, 18.0, 22.0]}}
+    table, (record,) = results(figures)
+    cells = [next(iter(column.cells)) for column in table.columns]
+    assert cells == [
+        "decode-1, tokens/s",
+        "11.0",
+        "10.0 to 12.0",
+        "20.0",
+        "18.0 to 22.0",
+        "2.000x",
+        "1.500 to 2.000",
+    ]
+    assert (record["before"], record["gain"]) == ([10.0, 12.0, 11.0], 2.0)
+
+
+def test_a_revision_is_unpacked_and_the_working_tree_is_not(tmp_path: Path) -> None:
+    source = unpacked(parse_side("HEAD"), tmp_path)
+    assert source == tmp_path / "src" and (source / "shoal" / "llm.py").is_file()
+    assert unpacked(parse_side("."), tmp_path) == ROOT / "src"
+    with pytest.raises(RuntimeError, match="no-such-revision"):
+        unpacked(parse_side("no-such-revision"), tmp_path)
+
+
+def test_a_side_has_its_own_source_first() -> None:
+    side = parse_side("HEAD PYTHONPATH=kernels")
+    assert python_path(Path("src"), side) == os.pathsep.join(("src", "kernels"))
+    assert python_path(Path("src"), parse_side("HEAD")) == "src"
