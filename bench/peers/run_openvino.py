@@ -42,11 +42,22 @@ def load(settings: Settings) -> tuple[dict[str, Any], Calls]:
 
     about = {
         "engine": f"OpenVINO GenAI {version('openvino-genai')}",
-        "computes": "OpenVINO's defaults for CPUs, chunks of up to "
-        f"{scheduler.max_num_batched_tokens} tokens",
+        "computes": _defaults(),
         "caches_prefixes": True,
     }
     return about, {"generate": generate}
+
+
+def _defaults() -> str:
+    """What the CPU plugin does unless told otherwise, in its own words."""
+    core = openvino.Core()
+    kv = core.get_property("CPU", "KV_CACHE_PRECISION").get_type_name()
+    activations = core.get_property("CPU", "INFERENCE_PRECISION_HINT").get_type_name()
+    group = core.get_property("CPU", "DYNAMIC_QUANTIZATION_GROUP_SIZE")
+    return (
+        f"keys and values in {kv}, activations in {activations}, "
+        f"for products in 8 bits in groups of {group}"
+    )
 
 
 if __name__ == "__main__":
