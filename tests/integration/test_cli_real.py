@@ -77,9 +77,19 @@ class Terminal:
         while not re.search(pattern, seen):
             left_s = deadline_s - time.monotonic()
             assert left_s > 0, f"no {pattern!r} in {seen!r}"
-            if select.select([self._ours], [], [], left_s)[0]:
+            if self._has_more(left_s):
                 seen += os.read(self._ours, 4096).decode(errors="replace")
         return seen
+
+    def interrupt(self) -> None:
+        """Ctrl-C, until something appears: Python hears none between a prompt and its reading."""
+        for _ in range(10):
+            self.process.send_signal(signal.SIGINT)
+            if self._has_more(2.0):
+                return
+
+    def _has_more(self, limit_s: float) -> bool:
+        return bool(select.select([self._ours], [], [], limit_s)[0])
 
     def close(self) -> None:
         if self.process.poll() is None:
@@ -125,7 +135,7 @@ def test_ctrl_c_stops_the_answer_and_ctrl_d_leaves() -> None:
         chat.read_until(r"stopped(.|\n)*>>> ", limit_s=20)
         chat.type("Say yes.\n")
         chat.read_until(r"Say yes\.\s+\S+(.|\n)*>>> ")
-        chat.process.send_signal(signal.SIGINT)
+        chat.interrupt()
         chat.read_until(r"Ctrl-D(.|\n)*>>> ", limit_s=20)
         chat.type("\x04")
         assert chat.process.wait(30) == 0
