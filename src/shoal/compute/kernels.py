@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import torch
 
+from shoal.compute import native
 from shoal.compute.linear import Scheme
 from shoal.config import DType, Quantize
 from shoal.errors import ConfigError
@@ -26,6 +27,11 @@ def choose_scheme(dtype: DType, quantize: Quantize) -> Scheme:
     quantisation, as does a torch without FBGEMM (processors other than x86). Raises ConfigError
     if what was asked cannot run here.
     """
+    is_quantized = quantize in ("int8", "int4") or (quantize == "auto" and dtype == "auto")
+    if is_quantized and native.is_available():
+        activations = torch.bfloat16 if dtype == "bfloat16" else torch.float32
+        few = "as_stored" if quantize == "auto" else quantize
+        return Scheme(dtype=activations, many="native", few=few)
     has_fbgemm = "fbgemm" in torch.backends.quantized.supported_engines
     if quantize in ("int8", "int4") and not has_fbgemm:
         raise ConfigError(

@@ -121,6 +121,8 @@ def describe(scheme: Scheme) -> str:
     if scheme.few is None:
         return activations
     few = "4- or 8-bit" if scheme.few == "as_stored" else f"{scheme.few.removeprefix('int')}-bit"
+    if scheme.many == "native":
+        return f"{few} weights, native kernels, {activations} activations"
     return (
         f"{few} weights for up to {scheme.few_rows} rows and {scheme.many} beyond, "
         f"{activations} activations"
