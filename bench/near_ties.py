@@ -19,7 +19,6 @@ import statistics
 from collections.abc import Sequence
 
 import msgspec
-import torch
 from rich.console import Console
 from rich.table import Table
 

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 
 from shoal.compute import native
 from shoal.compute.affine import Affine4, quantize_affine4
-from shoal.compute.native import Activation, NativeLinear
+from shoal.compute.native import Activation, GatedLinear, NativeLinear, NormedLinear
 
 kernels = pytest.importorskip("shoal_kernels", reason="csrc was not built: no compiler")
 
@@ -91,7 +91,9 @@ def test_rows_may_be_views_and_of_other_types(rng: torch.Generator) -> None:
     wide = torch.randn(5, 3, 96, generator=rng)
     part = wide[:, 1, 32:64]
     assert torch.equal(linear(part), linear(part.contiguous()))
-    assert torch.equal(linear(wide[..., :32]), linear(wide[..., :32].reshape(-1, 32)).view(5, 3, 16))
+    assert torch.equal(
+        linear(wide[..., :32]), linear(wide[..., :32].reshape(-1, 32)).view(5, 3, 16)
+    )
     assert linear(part.bfloat16()).dtype == torch.bfloat16
 
 
@@ -100,12 +102,12 @@ def test_norm_and_gate_are_done_on_the_way(rng: torch.Generator) -> None:
     linear = NativeLinear(weight_NK)
     x_MK, scale_K = torch.randn(6, 72, generator=rng) * 3, torch.randn(72, generator=rng)
     normed = F.rms_norm(x_MK, (72,), scale_K, 1e-5)
-    assert error(linear.normed(x_MK, scale_K, 1e-5), linear(normed)) < 2e-3
+    assert error(NormedLinear(linear, scale_K, 1e-5)(x_MK), linear(normed)) < 2e-3
     gate_up = torch.randn(6, 144, generator=rng) * 2
     gate, up = gate_up.chunk(2, dim=-1)
     for activation, function in ACTIVATIONS.items():
         expected = linear(function(gate) * up)  # type: ignore[operator]
-        assert error(linear.gated(gate_up, activation), expected) < 2e-3
+        assert error(GatedLinear(linear, activation)(gate_up), expected) < 2e-3
 
 
 def test_heads_are_turned_where_they_lie(rng: torch.Generator) -> None:
@@ -185,7 +187,9 @@ def test_sequences_of_a_group_do_not_meet(rng: torch.Generator) -> None:
     native.attend(q, keys, values, slots, positions, out, **how)
     for i in range(3):
         alone = torch.empty_like(q[:1])
-        native.attend(q[i : i + 1], keys, values, slots[i : i + 1], positions[i : i + 1], alone, **how)
+        native.attend(
+            q[i : i + 1], keys, values, slots[i : i + 1], positions[i : i + 1], alone, **how
+        )
         assert torch.equal(alone[0], out[i])
 
 

@@ -5,6 +5,8 @@ docs/decisions/0002-kernels.md has the measurements behind the two thresholds be
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
 
 from shoal.compute import native
@@ -27,18 +29,17 @@ def choose_scheme(dtype: DType, quantize: Quantize) -> Scheme:
     quantisation, as does a torch without FBGEMM (processors other than x86). Raises ConfigError
     if what was asked cannot run here.
     """
-    is_quantized = quantize in ("int8", "int4") or (quantize == "auto" and dtype == "auto")
-    if is_quantized and native.is_available():
+    is_whole = quantize == "none" or (quantize == "auto" and dtype != "auto")
+    if native.is_available() and not is_whole:
         activations = torch.bfloat16 if dtype == "bfloat16" else torch.float32
-        few = "as_stored" if quantize == "auto" else quantize
-        return Scheme(dtype=activations, many="native", few=few)
+        return Scheme(dtype=activations, many="native", few=_weights(quantize))
     has_fbgemm = "fbgemm" in torch.backends.quantized.supported_engines
     if quantize in ("int8", "int4") and not has_fbgemm:
         raise ConfigError(
             f"--quantize {quantize} needs FBGEMM, which this build of torch lacks on this "
             f"processor: use --quantize none"
         )
-    if quantize == "none" or (quantize == "auto" and (dtype != "auto" or not has_fbgemm)):
+    if is_whole or (quantize == "auto" and not has_fbgemm):
         widen_rows = None if has_native_bfloat16() else _WIDEN_ROWS
         return Scheme(dtype=_dense_dtype(dtype), widen_rows=widen_rows)
     activations = torch.bfloat16 if dtype == "bfloat16" else torch.float32
@@ -46,6 +47,11 @@ def choose_scheme(dtype: DType, quantize: Quantize) -> Scheme:
         return Scheme(dtype=activations, many="float16", few="as_stored", few_rows=_FEW_ROWS)
     few_rows = _FEW_ROWS if quantize == "int4" else 1
     return Scheme(dtype=activations, many="int8", few=quantize, few_rows=few_rows)
+
+
+def _weights(quantize: Quantize) -> Literal["as_stored", "int8", "int4"]:
+    assert quantize != "none", "weights as they are"
+    return "as_stored" if quantize == "auto" else quantize
 
 
 def has_native_bfloat16() -> bool:

@@ -42,7 +42,7 @@ class NativeLinear:
     def __init__(self, weight: torch.Tensor | Affine4, bias_N: torch.Tensor | None = None) -> None:
         num_rows, num_columns = weight.shape
         bits = 4 if isinstance(weight, Affine4) else 8
-        self._num_rows, self._num_columns = num_rows, num_columns
+        self.num_rows, self.num_columns = num_rows, num_columns
         num_bytes = kernels.num_bytes(bits, num_rows, num_columns)
         self._tiles = torch.empty(num_bytes, dtype=torch.uint8)
         if isinstance(weight, Affine4):
@@ -50,44 +50,61 @@ class NativeLinear:
         else:
             dense_NK = weight.float().contiguous()
             kernels.pack8(dense_NK.data_ptr(), num_rows, num_columns, self._tiles.data_ptr())
-        self._matrix = kernels.Matrix(bits, self._tiles.data_ptr(), num_rows, num_columns)
+        self.matrix = kernels.Matrix(bits, self._tiles.data_ptr(), num_rows, num_columns)
         self._bias_N = None if bias_N is None else bias_N.float().contiguous()
         self._bias_at = 0 if self._bias_N is None else self._bias_N.data_ptr()
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
-        rows_MK = _float_rows(x, self._num_columns)
-        y_MN = self._empty(rows_MK)
-        self._matrix.multiply(*_at(rows_MK), *self._to(y_MN))
+        rows_MK = _float_rows(x, self.num_columns)
+        y_MN = self.empty(rows_MK)
+        self.matrix.multiply(*_at(rows_MK), *self.to(y_MN))
         return _shaped(y_MN, x)
 
-    def normed(self, x: torch.Tensor, weight_K: torch.Tensor, eps: float) -> torch.Tensor:
-        """For the RMS norms of rows x [..., K]; weight_K is float32."""
-        rows_MK = _float_rows(x, self._num_columns)
-        y_MN = self._empty(rows_MK)
-        self._matrix.multiply_normed(*_at(rows_MK), weight_K.data_ptr(), eps, *self._to(y_MN))
+    def empty(self, rows: torch.Tensor) -> torch.Tensor:
+        """Where the products of so many rows go."""
+        return torch.empty(rows.shape[0], self.num_rows)
+
+    def to(self, y_MN: torch.Tensor) -> tuple[int, int, int, bool]:
+        """For `matrix`: where its products go, what is added, and that they replace what is there."""
+        return y_MN.data_ptr(), self.num_rows, self._bias_at, False
+
+
+class NormedLinear:
+    """Of the RMS norms of rows x [..., K]; weight_K is float32."""
+
+    def __init__(self, linear: NativeLinear, weight_K: torch.Tensor, eps: float) -> None:
+        self._linear = linear
+        self._weight_K = weight_K.contiguous()
+        self._eps = eps
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        linear = self._linear
+        rows_MK = _float_rows(x, linear.num_columns)
+        y_MN = linear.empty(rows_MK)
+        weight_at = self._weight_K.data_ptr()
+        linear.matrix.multiply_normed(*_at(rows_MK), weight_at, self._eps, *linear.to(y_MN))
         return _shaped(y_MN, x)
 
-    def gated(self, gate_up: torch.Tensor, activation: Activation) -> torch.Tensor:
-        """For activation(gate) * up, of rows [..., 2K] that hold gate, then up."""
-        rows_MJ = _float_rows(gate_up, 2 * self._num_columns)
-        y_MN = self._empty(rows_MJ)
-        which = _ACTIVATIONS.index(activation)
-        self._matrix.multiply_gated(*_at(rows_MJ), which, *self._to(y_MN))
-        return _shaped(y_MN, gate_up)
 
-    def _empty(self, rows: torch.Tensor) -> torch.Tensor:
-        return torch.empty(rows.shape[0], self._num_rows)
+class GatedLinear:
+    """Of activation(gate) * up, for rows x [..., 2K] that hold gate, then up."""
 
-    def _to(self, y_MN: torch.Tensor) -> tuple[int, int, int, bool]:
-        return y_MN.data_ptr(), self._num_rows, self._bias_at, False
+    def __init__(self, linear: NativeLinear, activation: Activation) -> None:
+        self._linear = linear
+        self._activation = _ACTIVATIONS.index(activation)
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        linear = self._linear
+        rows_MJ = _float_rows(x, 2 * linear.num_columns)
+        y_MN = linear.empty(rows_MJ)
+        linear.matrix.multiply_gated(*_at(rows_MJ), self._activation, *linear.to(y_MN))
+        return _shaped(y_MN, x)
 
 
 def rotate(x_TJD: torch.Tensor, cos_T1D: torch.Tensor, sin_T1D: torch.Tensor) -> None:
     """In place; the first half of sin is negated, as in `models.rope`."""
     num_tokens, num_heads, head_dim = x_TJD.shape
-    kernels.rotate(
-        *_at(x_TJD), num_heads, head_dim, cos_T1D.data_ptr(), sin_T1D.data_ptr()
-    )
+    kernels.rotate(*_at(x_TJD), num_heads, head_dim, cos_T1D.data_ptr(), sin_T1D.data_ptr())
 
 
 def can_rotate(x_TJD: torch.Tensor) -> bool:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import torch
-
 from shoal.compute.threads import set_num_threads
 from shoal.config import EngineConfig
 from shoal.engine.assembly import assemble, model_info, usable_cores

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 
 from shoal.compute.linear import Linear
-from shoal.compute.native import NativeLinear
+from shoal.compute.native import GatedLinear, NativeLinear, NormedLinear
 from shoal.models.config import Activation, DecoderConfig
 from shoal.models.rope import Rotation
 
@@ -79,25 +79,35 @@ class HeadNorm:
         return (normed_TJD * weight_JD).to(x_TJD.dtype)
 
 
+class _Apart:
+    """One after the other, by kernels that cannot do both at once."""
+
+    def __init__(self, first: Callable[[torch.Tensor], torch.Tensor], linear: Linear) -> None:
+        self._first = first
+        self._linear = linear
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        return self._linear(self._first(x))
+
+
 def normed(norm: RMSNorm, linear: Linear) -> Linear:
     """The norm, then the linear layer: in one, where its kernel can."""
     if isinstance(linear, NativeLinear):
-        weight_E = norm.weight_E.float()
-        return lambda x: linear.normed(x, weight_E, norm.eps)
-    return lambda x: linear(norm(x))
+        return NormedLinear(linear, norm.weight_E.float(), norm.eps)
+    return _Apart(norm, linear)
 
 
 def gated(activation: Activation, linear: Linear) -> Linear:
     """activation(gate) * up of rows that hold gate, then up; then the linear layer."""
     if isinstance(linear, NativeLinear):
-        return lambda gate_up: linear.gated(gate_up, activation)
+        return GatedLinear(linear, activation)
     activate = ACTIVATIONS[activation]
 
-    def apart(gate_up_TI: torch.Tensor) -> torch.Tensor:
+    def gate_of(gate_up_TI: torch.Tensor) -> torch.Tensor:
         gate, up = gate_up_TI.chunk(2, dim=-1)
-        return linear(activate(gate).mul_(up))
+        return activate(gate).mul_(up)
 
-    return apart
+    return _Apart(gate_of, linear)
 
 
 class GatedMLP:

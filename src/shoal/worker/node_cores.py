@@ -7,8 +7,6 @@ from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
-import torch
-
 from shoal.compute.threads import set_num_threads
 from shoal.errors import ConfigError
 

@@ -6,7 +6,6 @@ import logging
 import os
 import time
 
-import torch
 from msgspec import structs
 
 from shoal.compute.threads import set_num_threads

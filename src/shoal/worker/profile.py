@@ -12,9 +12,9 @@ from contextlib import contextmanager
 
 import torch
 
-from shoal.compute.threads import set_num_threads
 from shoal.cluster.hardware import MatrixRate, NodeProfile
 from shoal.compute.kernels import choose_scheme
+from shoal.compute.threads import set_num_threads
 from shoal.config import Quantize
 from shoal.errors import ConfigError
 from shoal.worker.node_memory import usable_memory_bytes

@@ -18,7 +18,7 @@ from shoal.compute.linear import Linear, Scheme, make_linear
 from shoal.config import Quantize
 from shoal.messages import Chunk
 from shoal.models.config import DecoderConfig, LayerConfig
-from shoal.models.layers import Attention, DecoderLayer, GatedMLP, RMSNorm
+from shoal.models.layers import Attention, DecoderLayer, GatedMLP, RMSNorm, normed
 from shoal.models.rope import RotaryEmbedding
 from shoal.models.rope_config import DefaultRope
 from shoal.parallel.communicator import Solo
