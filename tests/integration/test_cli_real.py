@@ -44,6 +44,14 @@ def record_of(done: subprocess.CompletedProcess[str]) -> dict[str, Any]:
     return record
 
 
+@pytest.fixture(autouse=True, scope="module")
+def ctrl_c_is_heard() -> Iterator[None]:
+    """A script's background jobs ignore SIGINT, and so would all that these tests start."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 class Terminal:
     """`shoal` in a terminal of its own."""
 

@@ -28,8 +28,9 @@ class Membership:
 
     While looks are at most `tick_s` apart, a worker counts as dead between `dead_after_s` and
     `dead_after_s + tick_s` after its last sign. A late look spares those that would die by it for
-    one tick, so that signs which came meanwhile can be read. An observer that is always late still
-    finds the dead, later. Times are of any one clock, in seconds. Not thread-safe.
+    one tick, so that signs which came meanwhile can be read, and itself counts as one tick of
+    silence at most. An observer that is always late still finds the dead, later. Times are of any
+    one clock, in seconds. Not thread-safe.
     """
 
     def __init__(self, dead_after_s: float, tick_s: float) -> None:

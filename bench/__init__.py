@@ -1,0 +1,1 @@
+"""What Shoal costs and reaches, measured. METHODOLOGY.md says how, and lists the scripts."""

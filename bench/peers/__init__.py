@@ -1,0 +1,1 @@
+"""Shoal beside other engines: `python -m bench.peers`."""
