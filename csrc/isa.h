@@ -16,8 +16,12 @@ constexpr int kTile8Bytes = kTile * kGroup + kTile * 2;
 
 enum class Activation : int { kSilu = 0, kGelu = 1, kGeluTanh = 2 };
 
+// So many rows share each weight that is unpacked, as many as leave their sums in registers.
+constexpr int kBlock = 6;
+
 // Activations of `num_rows` rows in 8 bits, a scale for each group; `sums` are of what the codes
-// stand for. Rows are `num_groups * kGroup` codes wide.
+// stand for. Rows come in blocks of kBlock, the last one of what is left: of a block, four codes
+// of each row lie beside each other, then the next four; and a group's scales and sums.
 struct Codes {
   const int8_t* codes;
   const float* scales;
@@ -26,13 +30,12 @@ struct Codes {
   int64_t num_groups;
 };
 
-// y [num_rows, up to kTile] of one tile; `bias` may be null, `adds` adds to what is in y.
+// y [num_rows, up to kTile] of one tile; `bias` may be null.
 struct TileOut {
   float* y;
   int64_t stride;
   int width;
   const float* bias;
-  bool adds;
 };
 
 // Queries of one sequence, one after the other, over one kv head: q and out [num_queries,
@@ -69,8 +72,9 @@ struct Isa {
   void (*rms_norm)(const float* x, const float* weight, float eps, int64_t width, float* out);
   void (*gate)(const float* gate, const float* up, Activation activation, int64_t width,
                float* out);
-  // `width` may end within a group: the rest of it is zero.
-  void (*quantize)(const float* x, int64_t width, int8_t* codes, float* scales, float* sums);
+  // A row in a block of `num_rows`; `width` may end within a group: the rest of it is zero.
+  void (*quantize)(const float* x, int64_t width, int num_rows, int8_t* codes, float* scales,
+                   float* sums);
   void (*tile4)(const uint8_t* tile, const Codes& x, const TileOut& out);
   void (*tile8)(const uint8_t* tile, const Codes& x, const TileOut& out);
   // `head_dim` is a multiple of 8. `scores` has room for scores_width() of each head and query.

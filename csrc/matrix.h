@@ -43,7 +43,6 @@ struct Product {
   float* y;
   int64_t stride;
   const float* bias;
-  bool adds;
 };
 
 void multiply(const Matrix& matrix, const Rows& rows, const Product& out);

@@ -21,9 +21,9 @@ T* at(uintptr_t address) {
 Matrix shape(int bits, int64_t n, int64_t k) { return {bits, nullptr, n, k}; }
 
 void multiply_by(const Matrix& matrix, const Rows& rows, uintptr_t y, int64_t y_stride,
-                 uintptr_t bias, bool adds) {
+                 uintptr_t bias) {
   nb::gil_scoped_release release;
-  multiply(matrix, rows, {at<float>(y), y_stride, at<const float>(bias), adds});
+  multiply(matrix, rows, {at<float>(y), y_stride, at<const float>(bias)});
 }
 
 }  // namespace
@@ -57,21 +57,21 @@ NB_MODULE(shoal_kernels, m) {
         new (self) Matrix{bits, at<const uint8_t>(tiles), n, k};
       })
       .def("multiply", [](const Matrix& matrix, uintptr_t x, int64_t stride, int64_t num_rows,
-                          uintptr_t y, int64_t y_stride, uintptr_t bias, bool adds) {
+                          uintptr_t y, int64_t y_stride, uintptr_t bias) {
         multiply_by(matrix, {Rows::Kind::kPlain, at<const float>(x), stride, num_rows, nullptr, 0, {}},
-                    y, y_stride, bias, adds);
+                    y, y_stride, bias);
       })
       .def("multiply_normed", [](const Matrix& matrix, uintptr_t x, int64_t stride,
                                  int64_t num_rows, uintptr_t weight, float eps, uintptr_t y,
-                                 int64_t y_stride, uintptr_t bias, bool adds) {
+                                 int64_t y_stride, uintptr_t bias) {
         multiply_by(matrix, {Rows::Kind::kNormed, at<const float>(x), stride, num_rows,
-                             at<const float>(weight), eps, {}}, y, y_stride, bias, adds);
+                             at<const float>(weight), eps, {}}, y, y_stride, bias);
       })
       .def("multiply_gated", [](const Matrix& matrix, uintptr_t x, int64_t stride,
                                 int64_t num_rows, int activation, uintptr_t y, int64_t y_stride,
-                                uintptr_t bias, bool adds) {
+                                uintptr_t bias) {
         multiply_by(matrix, {Rows::Kind::kGated, at<const float>(x), stride, num_rows, nullptr, 0,
-                             static_cast<Activation>(activation)}, y, y_stride, bias, adds);
+                             static_cast<Activation>(activation)}, y, y_stride, bias);
       });
   nb::class_<Cache>(m, "Cache")
       .def("__init__", [](Cache* self, uintptr_t keys, uintptr_t values, int64_t num_slots,

@@ -10,7 +10,7 @@ namespace shoal {
 namespace {
 
 // So many rows of codes stay in a core's cache while all tiles pass by.
-constexpr int64_t kRowsAtOnce = 128;
+constexpr int64_t kRowsAtOnce = 20 * kBlock;
 // Parts per thread: enough that a thread which is held up leaves its work to the others.
 constexpr int64_t kPartsPerThread = 4;
 // Fewer rows than this are quantised by the caller alone.
@@ -40,10 +40,12 @@ Codes quantize(const Rows& rows, int64_t width, int64_t num_groups, Scratch& scr
   scratch.sums.resize(rows.num_rows * num_groups);
   const auto one = [&](int64_t row) {
     thread_local std::vector<float> own;
+    const int64_t in_block = row % kBlock, first = row - in_block;
+    const int64_t at = first * num_groups + in_block;
     isa().quantize(floats(rows, row, width, own), width,
-                   scratch.codes.data() + row * num_groups * kGroup,
-                   scratch.scales.data() + row * num_groups,
-                   scratch.sums.data() + row * num_groups);
+                   static_cast<int>(std::min<int64_t>(kBlock, rows.num_rows - first)),
+                   scratch.codes.data() + first * num_groups * kGroup + 4 * in_block,
+                   scratch.scales.data() + at, scratch.sums.data() + at);
   };
   if (rows.num_rows < kFewRows) {
     for (int64_t row = 0; row < rows.num_rows; ++row) one(row);
@@ -68,7 +70,7 @@ void tiles_of(const Matrix& matrix, const Codes& x, int64_t first_row, int64_t f
     const int width = static_cast<int>(std::min<int64_t>(kTile, matrix.num_rows - column));
     const float* bias = out.bias == nullptr ? nullptr : out.bias + column;
     tile_of(matrix.tiles + tile * matrix.tile_bytes(), x,
-            {out.y + first_row * out.stride + column, out.stride, width, bias, out.adds});
+            {out.y + first_row * out.stride + column, out.stride, width, bias});
   }
 }
 

@@ -11,9 +11,9 @@ struct Sums256 {
 struct Dot4 : Unpack4 {
   using Sums = Sums256;
 
-  static void add(Sums& sums, const Weights& weights, const int8_t* x, int part) {
-    sums.value = _mm256_dpbusd_epi32(sums.value, weights.low, quad(x, part));
-    sums.value = _mm256_dpbusd_epi32(sums.value, weights.high, quad(x, part + 4));
+  static void add(Sums& sums, const Weights& weights, const int8_t* x, int stride, int part) {
+    sums.value = _mm256_dpbusd_epi32(sums.value, weights.low, quad(x + part * stride));
+    sums.value = _mm256_dpbusd_epi32(sums.value, weights.high, quad(x + (part + 4) * stride));
   }
   static F8 total(const Sums& sums) { return to_floats(sums.value); }
 };
@@ -21,8 +21,8 @@ struct Dot4 : Unpack4 {
 struct Dot8 : Unpack8 {
   using Sums = Sums256;
 
-  static void add(Sums& sums, const Weights& weights, const int8_t* x, int part) {
-    const __m256i signed_x = _mm256_sign_epi8(quad(x, part), weights.signs);
+  static void add(Sums& sums, const Weights& weights, const int8_t* x, int stride, int part) {
+    const __m256i signed_x = _mm256_sign_epi8(quad(x + part * stride), weights.signs);
     sums.value = _mm256_dpbusd_epi32(sums.value, weights.sizes, signed_x);
   }
   static F8 total(const Sums& sums) { return to_floats(sums.value); }

@@ -7,6 +7,8 @@ namespace {
 
 inline F8 fma8(F8 a, F8 b, F8 c) { return a * b + c; }
 
+inline F8 broadcast8(const float* from) { return F8{} + *from; }
+
 }  // namespace
 }  // namespace shoal
 
@@ -30,10 +32,10 @@ struct Quads {
   int8_t codes[kTile * 4];
 };
 
-inline void add_quads(I8& sums, const Quads& weights, const int8_t* x, int part) {
+inline void add_quads(I8& sums, const Quads& weights, const int8_t* x) {
   for (int row = 0; row < kTile; ++row) {
     int32_t dot = 0;
-    for (int i = 0; i < 4; ++i) dot += weights.codes[4 * row + i] * x[4 * part + i];
+    for (int i = 0; i < 4; ++i) dot += weights.codes[4 * row + i] * x[i];
     sums[row] += dot;
   }
 }
@@ -51,8 +53,8 @@ struct Dot4 {
     for (int i = 0; i < 32; ++i) quads.codes[i] = part < 4 ? from[i] & 15 : from[i] >> 4;
     return quads;
   }
-  static void add(Sums& sums, const Weights& weights, const int8_t* x, int part) {
-    add_quads(sums, weights, x, part);
+  static void add(Sums& sums, const Weights& weights, const int8_t* x, int stride, int part) {
+    add_quads(sums, weights, x + part * stride);
   }
   static F8 total(const Sums& sums) { return __builtin_convertvector(sums, F8); }
   static F8 scales(const uint8_t* tile) { return widen8(tile + 128); }
@@ -71,8 +73,8 @@ struct Dot8 {
     std::memcpy(quads.codes, tile + part * 32, 32);
     return quads;
   }
-  static void add(Sums& sums, const Weights& weights, const int8_t* x, int part) {
-    add_quads(sums, weights, x, part);
+  static void add(Sums& sums, const Weights& weights, const int8_t* x, int stride, int part) {
+    add_quads(sums, weights, x + part * stride);
   }
   static F8 total(const Sums& sums) { return __builtin_convertvector(sums, F8); }
   static F8 scales(const uint8_t* tile) { return widen8(tile + 256); }

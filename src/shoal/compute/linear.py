@@ -15,6 +15,8 @@ from shoal.compute.affine import GROUP, Affine4, quantize_affine4
 from shoal.compute.native import NativeLinear
 from shoal.compute.quantized import DynamicInt8Linear, Float16Linear, Int4Linear, Int8Linear
 
+Weights = Literal["int8", "int4", "as_stored"]
+
 
 class Linear(Protocol):
     """`x [..., K] -> y [..., N]`."""
@@ -41,7 +43,7 @@ class Scheme:
 
     dtype: torch.dtype = torch.float32
     many: Literal["dense", "float16", "int8", "native"] = "dense"
-    few: Literal["int8", "int4", "as_stored"] | None = None
+    few: Weights | None = None
     few_rows: int = 0
     widen_rows: int | None = None
 

@@ -64,9 +64,9 @@ class NativeLinear:
         """Where the products of so many rows go."""
         return torch.empty(rows.shape[0], self.num_rows)
 
-    def to(self, y_MN: torch.Tensor) -> tuple[int, int, int, bool]:
-        """For `matrix`: where its products go, what is added, and that they replace what is there."""
-        return y_MN.data_ptr(), self.num_rows, self._bias_at, False
+    def to(self, y_MN: torch.Tensor) -> tuple[int, int, int]:
+        """For `matrix`: where products go, and what is added to them."""
+        return y_MN.data_ptr(), self.num_rows, self._bias_at
 
 
 class NormedLinear:
@@ -103,7 +103,7 @@ class GatedLinear:
 
 def rotate(x_TJD: torch.Tensor, cos_T1D: torch.Tensor, sin_T1D: torch.Tensor) -> None:
     """In place; the first half of sin is negated, as in `models.rope`."""
-    num_tokens, num_heads, head_dim = x_TJD.shape
+    _, num_heads, head_dim = x_TJD.shape
     kernels.rotate(*_at(x_TJD), num_heads, head_dim, cos_T1D.data_ptr(), sin_T1D.data_ptr())
 
 

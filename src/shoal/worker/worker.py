@@ -6,6 +6,7 @@ from typing import Protocol
 
 import torch
 
+from shoal.compute import native
 from shoal.compute.kernels import choose_scheme
 from shoal.compute.linear import Scheme
 from shoal.config import EngineConfig
@@ -117,6 +118,14 @@ def max_context_of(config: EngineConfig, trained: int) -> int:
 
 
 def describe(scheme: Scheme) -> str:
+    """In words; whoever lacks the native kernels is told here that there is a faster way."""
+    words = _describe(scheme)
+    if native.is_available():
+        return words
+    return f"{words}, slower than it could be: the native kernels (csrc) were not built"
+
+
+def _describe(scheme: Scheme) -> str:
     activations = str(scheme.dtype).removeprefix("torch.")
     if scheme.few is None:
         return activations
