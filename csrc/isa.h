@@ -6,7 +6,7 @@
 namespace shoal {
 
 // Weights are held in tiles of so many rows, and in groups of so many columns.
-constexpr int kTile = 8;
+constexpr int kTile = 16;
 constexpr int kGroup = 32;
 // Of scores that are held at a time: queries times the heads that share a kv head.
 constexpr int kMostRows = 128;
@@ -17,7 +17,7 @@ constexpr int kTile8Bytes = kTile * kGroup + kTile * 2;
 enum class Activation : int { kSilu = 0, kGelu = 1, kGeluTanh = 2 };
 
 // So many rows share each weight that is unpacked, as many as leave their sums in registers.
-constexpr int kBlock = 6;
+constexpr int kBlock = 4;
 
 // Activations of `num_rows` rows in 8 bits, a scale for each group; `sums` are of what the codes
 // stand for. Rows come in blocks of kBlock, the last one of what is left: of a block, four codes

@@ -10,7 +10,7 @@ namespace shoal {
 namespace {
 
 // So many rows of codes stay in a core's cache while all tiles pass by.
-constexpr int64_t kRowsAtOnce = 20 * kBlock;
+constexpr int64_t kRowsAtOnce = 32 * kBlock;
 // Parts per thread: enough that a thread which is held up leaves its work to the others.
 constexpr int64_t kPartsPerThread = 4;
 // Fewer rows than this are quantised by the caller alone.

@@ -23,7 +23,7 @@ float widen(uint16_t bits) {
 }
 
 // Where the code of a row and column of a group lies in its tile, counted in bytes of 8-bit codes.
-int place(int row, int column) { return column / 4 * 32 + row * 4 + column % 4; }
+int place(int row, int column) { return column / 4 * 4 * kTile + row * 4 + column % 4; }
 
 void put(uint8_t* to, float value) {
   const uint16_t half = narrow(value);
@@ -48,16 +48,17 @@ void pack(const Matrix& matrix, uint8_t* tiles, const PackRow& pack_row) {
 void pack4(const uint8_t* codes, const float* scales, const float* minimums, const Matrix& matrix,
            uint8_t* tiles) {
   const int64_t num_columns = matrix.num_columns, num_groups = matrix.num_groups();
+  constexpr int kCodeBytes = kTile * kGroup / 2;
   pack(matrix, tiles, [&](uint8_t* tile, int64_t row, int tile_row) {
     for (int64_t group = 0; group < num_groups; ++group, tile += kTile4Bytes) {
       const uint8_t* from = codes + row * num_columns + group * kGroup;
       const int count = static_cast<int>(std::min<int64_t>(kGroup, num_columns - group * kGroup));
       for (int column = 0; column < count; ++column) {
         const int at = place(tile_row, column);
-        tile[at % 128] |= at < 128 ? from[column] : from[column] << 4;
+        tile[at % kCodeBytes] |= at < kCodeBytes ? from[column] : from[column] << 4;
       }
-      put(tile + 128 + 2 * tile_row, scales[row * num_groups + group]);
-      put(tile + 144 + 2 * tile_row, minimums[row * num_groups + group]);
+      put(tile + kCodeBytes + 2 * tile_row, scales[row * num_groups + group]);
+      put(tile + kCodeBytes + 2 * (kTile + tile_row), minimums[row * num_groups + group]);
     }
   });
 }
@@ -79,7 +80,7 @@ void pack8(const float* weights, const Matrix& matrix, uint8_t* tiles) {
         tile[place(tile_row, column)] =
             static_cast<uint8_t>(static_cast<int8_t>(std::clamp(code, -127.0f, 127.0f)));
       }
-      std::memcpy(tile + 256 + 2 * tile_row, &scale, sizeof scale);
+      std::memcpy(tile + kTile * kGroup + 2 * tile_row, &scale, sizeof scale);
     }
   });
 }

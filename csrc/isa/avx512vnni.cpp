@@ -4,28 +4,28 @@
 namespace shoal {
 namespace {
 
-struct Sums256 {
-  __m256i value;
-};
+inline void add_products(Halves& sums, const Halves& weights, __m256i x) {
+  sums.first = _mm256_dpbusd_epi32(sums.first, weights.first, x);
+  sums.second = _mm256_dpbusd_epi32(sums.second, weights.second, x);
+}
 
 struct Dot4 : Unpack4 {
-  using Sums = Sums256;
-
   static void add(Sums& sums, const Weights& weights, const int8_t* x, int stride, int part) {
-    sums.value = _mm256_dpbusd_epi32(sums.value, weights.low, quad(x + part * stride));
-    sums.value = _mm256_dpbusd_epi32(sums.value, weights.high, quad(x + (part + 4) * stride));
+    add_products(sums, weights.low, quad(x + part * stride));
+    add_products(sums, weights.high, quad(x + (part + 4) * stride));
   }
-  static F8 total(const Sums& sums) { return to_floats(sums.value); }
+  static F8 total(const Sums& sums, int half) { return sums.floats(half); }
 };
 
 struct Dot8 : Unpack8 {
-  using Sums = Sums256;
-
   static void add(Sums& sums, const Weights& weights, const int8_t* x, int stride, int part) {
-    const __m256i signed_x = _mm256_sign_epi8(quad(x + part * stride), weights.signs);
-    sums.value = _mm256_dpbusd_epi32(sums.value, weights.sizes, signed_x);
+    const __m256i a = quad(x + part * stride);
+    const __m256i first = _mm256_sign_epi8(a, weights.signs.first);
+    const __m256i second = _mm256_sign_epi8(a, weights.signs.second);
+    sums.first = _mm256_dpbusd_epi32(sums.first, weights.sizes.first, first);
+    sums.second = _mm256_dpbusd_epi32(sums.second, weights.sizes.second, second);
   }
-  static F8 total(const Sums& sums) { return to_floats(sums.value); }
+  static F8 total(const Sums& sums, int half) { return sums.floats(half); }
 };
 
 }  // namespace
