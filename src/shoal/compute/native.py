@@ -11,6 +11,7 @@ from typing import Literal
 import torch
 
 from shoal.compute.affine import Affine4
+from shoal.compute.zeroed_memory import zeroed
 
 try:
     import shoal_kernels as kernels
@@ -44,7 +45,7 @@ class NativeLinear:
         bits = 4 if isinstance(weight, Affine4) else 8
         self.num_rows, self.num_columns = num_rows, num_columns
         num_bytes = kernels.num_bytes(bits, num_rows, num_columns)
-        self._tiles = torch.empty(num_bytes, dtype=torch.uint8)
+        self._tiles = zeroed((num_bytes,), torch.uint8)
         if isinstance(weight, Affine4):
             _pack4(weight, self._tiles)
         else:

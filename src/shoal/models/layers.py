@@ -79,6 +79,17 @@ class HeadNorm:
         return (normed_TJD * weight_JD).to(x_TJD.dtype)
 
 
+class Gate:
+    """activation(gate) * up, of rows that hold gate, then up."""
+
+    def __init__(self, activation: Activation) -> None:
+        self._activate = ACTIVATIONS[activation]
+
+    def __call__(self, gate_up_TI: torch.Tensor) -> torch.Tensor:
+        gate, up = gate_up_TI.chunk(2, dim=-1)
+        return self._activate(gate).mul_(up)
+
+
 class _Apart:
     """One after the other, by kernels that cannot do both at once."""
 
@@ -101,13 +112,7 @@ def gated(activation: Activation, linear: Linear) -> Linear:
     """activation(gate) * up of rows that hold gate, then up; then the linear layer."""
     if isinstance(linear, NativeLinear):
         return GatedLinear(linear, activation)
-    activate = ACTIVATIONS[activation]
-
-    def gate_of(gate_up_TI: torch.Tensor) -> torch.Tensor:
-        gate, up = gate_up_TI.chunk(2, dim=-1)
-        return activate(gate).mul_(up)
-
-    return _Apart(gate_of, linear)
+    return _Apart(Gate(activation), linear)
 
 
 class GatedMLP:

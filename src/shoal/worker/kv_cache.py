@@ -6,12 +6,12 @@ import psutil
 import torch
 
 from shoal.compute import native
+from shoal.compute.zeroed_memory import zeroed
 from shoal.errors import OutOfMemory
 from shoal.models.config import DecoderConfig
 from shoal.parallel.partition import Shard
 from shoal.worker.cache_memory import CacheMemory
 from shoal.worker.node_memory import usable_memory_bytes
-from shoal.worker.zeroed_memory import zeroed
 
 # The default takes this share of the memory that is free, and no more than the cap: enough for
 # tens of thousands of tokens of a small model, and touched in full at the start.
