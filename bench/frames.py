@@ -23,8 +23,8 @@ KERNELS: dict[str, tuple[str, ...]] = {
         "shoal.compute.quantized:DynamicInt8Linear.__call__",
         "shoal.compute.quantized:Float16Linear.__call__",
         "shoal.compute.native:NativeLinear.__call__",
-        "shoal.compute.native:NativeLinear.normed",
-        "shoal.compute.native:NativeLinear.gated",
+        "shoal.compute.native:NormedLinear.__call__",
+        "shoal.compute.native:GatedLinear.__call__",
     ),
     "output head": ("shoal.models.decoder:Decoder.logits",),
     "attention": ("shoal.compute.attention:paged_attention", "shoal.compute.native:attend"),
@@ -35,7 +35,7 @@ KERNELS: dict[str, tuple[str, ...]] = {
         "shoal.models.rope:Rotation.__call__",
         "shoal.compute.native:rotate",
     ),
-    "gate": ("shoal.models.layers:GatedMLP.__call__",),
+    "gate": ("shoal.models.layers:Gate.__call__",),
     "embedding": ("shoal.models.decoder:Decoder.embed",),
     "sampling": (
         "shoal.compute.sampler:sample",
@@ -48,6 +48,7 @@ PYTHON: dict[str, tuple[str, ...]] = {
         "shoal.models.decoder:Decoder.__call__",
         "shoal.models.layers:DecoderLayer.__call__",
         "shoal.models.layers:Attention.__call__",
+        "shoal.models.layers:GatedMLP.__call__",
         "shoal.worker.runner:PagedAttend.__call__",
     ),
 }

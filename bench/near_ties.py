@@ -19,10 +19,10 @@ import statistics
 from collections.abc import Sequence
 
 import msgspec
-import torch
 from rich.console import Console
 from rich.table import Table
 
+from shoal.compute.threads import set_num_threads
 from shoal.config import DType, EngineConfig, Quantize
 from shoal.engine.assembly import usable_cores
 from shoal.evaluate.perplexity import english_text
@@ -220,7 +220,7 @@ def main() -> None:
     parser.add_argument("--schemes", default=",".join(SCHEMES))
     parser.add_argument("--threads", type=int, default=len(usable_cores()))
     options = parser.parse_args()
-    torch.set_num_threads(options.threads)
+    set_num_threads(options.threads)
     prompts = prompts_of(options.model, options.prompts, random.Random(0))
     rows: list[Comparison] = []
     for scheme in options.schemes.split(","):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from shoal.compute import kernels
+from shoal.compute import kernels, native
 from shoal.compute.kernels import choose_scheme
 from shoal.errors import ConfigError
 
@@ -15,9 +15,23 @@ def old_processor(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(kernels, "has_native_bfloat16", lambda: False)
 
 
-def test_auto_keeps_activations_whole() -> None:
+@pytest.fixture
+def without_native(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(native, "kernels", None)
+
+
+@pytest.mark.skipif(not native.is_available(), reason="csrc was not built: no compiler")
+def test_native_kernels_take_any_number_of_rows() -> None:
+    for quantize, weights in (("auto", "as_stored"), ("int8", "int8"), ("int4", "int4")):
+        scheme = choose_scheme("auto", quantize)  # type: ignore[arg-type]
+        assert (scheme.dtype, scheme.few, scheme.many) == (torch.float32, weights, "native")
+
+
+@pytest.mark.usefixtures("without_native")
+def test_without_native_kernels_auto_keeps_activations_whole() -> None:
     scheme = choose_scheme("auto", "auto")
     assert (scheme.dtype, scheme.few, scheme.many) == (torch.float32, "as_stored", "float16")
+    assert choose_scheme("auto", "int8").many == "int8"
 
 
 @pytest.mark.usefixtures("old_processor")
@@ -37,6 +51,7 @@ def test_bfloat16_is_widened_only_where_it_is_emulated(monkeypatch: pytest.Monke
     assert choose_scheme("bfloat16", "none").widen_rows is not None
 
 
+@pytest.mark.usefixtures("without_native")
 def test_without_fbgemm_auto_is_dense_and_quantised_is_refused(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -13,6 +13,7 @@ import torch
 
 from shoal.cluster.hardware import Cluster, Link, MatrixRate, NodeProfile
 from shoal.cluster.merge import merge_clusters
+from shoal.compute import native
 from shoal.errors import ConfigError
 from shoal.worker import node_memory, profile_layer, profile_matrices, stopwatch
 from shoal.worker.profile import profile_node, usable_precisions
@@ -78,6 +79,7 @@ def test_the_number_of_threads_is_put_back() -> None:
 def test_what_this_torch_lacks_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
     bare = SimpleNamespace(supported_engines=["none"])
     monkeypatch.setattr(torch.backends, "quantized", bare)
+    monkeypatch.setattr(native, "kernels", None)
     assert usable_precisions() == ("auto", "none")
     with pytest.raises(ConfigError, match="FBGEMM"):
         profile_matrices.measure_matrices(

@@ -32,6 +32,7 @@ from shoal.parallel.partition import Shard, Span, shards_of
 from shoal.weights.cache import silent
 from shoal.weights.source import resolve
 from shoal.worker import kv_cache, node_cores, shard_source, shard_weights
+from shoal.worker import process as worker_process
 from shoal.worker.holdings import Holdings
 from shoal.worker.kv_cache import KVCache, num_blocks_for, slot_bytes
 from shoal.worker.shard_source import ShardSource
@@ -301,7 +302,8 @@ def test_threads_and_cores_are_those_of_the_load(
 ) -> None:
     pinned: dict[int, tuple[int, ...]] = {}
     num_threads: list[int] = []
-    monkeypatch.setattr(node_cores.torch, "set_num_threads", num_threads.append)
+    for module in (node_cores, worker_process):
+        monkeypatch.setattr(module, "set_num_threads", num_threads.append)
     monkeypatch.setattr(node_cores.os, "sched_setaffinity", pinned.__setitem__)
     worker = head.hire()
     core = min(os.sched_getaffinity(0))

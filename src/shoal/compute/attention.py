@@ -12,6 +12,8 @@ from dataclasses import dataclass, field
 import torch
 import torch.nn.functional as F
 
+from shoal.compute import native
+
 
 @dataclass(frozen=True, slots=True)
 class Keys:
@@ -52,8 +54,23 @@ def paged_attention(
 
     `keys_SGD` and `values_SGD` are one layer's cache, already holding the step's own tokens.
     """
-    out_THD = torch.empty_like(q_THD)
+    out_THD = q_THD.new_empty(q_THD.shape)
+    are_native = native.can_attend(keys_SGD, q_THD.shape[1])
     for group in groups:
+        if are_native:
+            rows = slice(group.start, group.stop)
+            native.attend(
+                q_THD[rows],
+                keys_SGD,
+                values_SGD,
+                group.slots_BL,
+                group.positions_BQ,
+                out_THD[rows],
+                scale=scale,
+                window=window,
+                softcap=softcap,
+            )
+            continue
         keys = group.keys(window)
         k_BGLD = _gather(keys_SGD, keys.slots_BL)
         v_BGLD = _gather(values_SGD, keys.slots_BL)

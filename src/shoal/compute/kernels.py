@@ -5,9 +5,12 @@ docs/decisions/0002-kernels.md has the measurements behind the two thresholds be
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 
-from shoal.compute.linear import Scheme
+from shoal.compute import native
+from shoal.compute.linear import Scheme, Weights
 from shoal.config import DType, Quantize
 from shoal.errors import ConfigError
 
@@ -16,30 +19,41 @@ _FEW_ROWS = 3
 # From so many rows on, emulated bfloat16 products are slower than widening the weights.
 _WIDEN_ROWS = 8
 
+_WEIGHTS: Mapping[Quantize, Weights] = {"auto": "as_stored", "int8": "int8", "int4": "int4"}
+
 
 def choose_scheme(dtype: DType, quantize: Quantize) -> Scheme:
     """The scheme for what was asked. Activations are float32 unless bfloat16 is asked for.
 
-    `auto` is what costs no quality to speak of: for a few rows the file's own 4-bit blocks, or 8
-    bits where it has none, and 16 bits for many. `int8` and `int4` quantise the activations of
-    many rows as well, for speed. An explicit dtype with `quantize="auto"` means that type and no
-    quantisation, as does a torch without FBGEMM (processors other than x86). Raises ConfigError
-    if what was asked cannot run here.
+    `auto` is what costs no quality to speak of: the file's own 4-bit blocks, or 8 bits where it
+    has none. An explicit dtype with `quantize="auto"` means that type and no quantisation. The
+    native kernels take any number of rows. Without them, `auto` multiplies many rows in 16 bits,
+    or does not quantise at all where torch lacks FBGEMM (processors other than x86), and `int8`
+    and `int4` round the activations of many rows coarsely. Raises ConfigError if what was asked
+    cannot run here.
     """
-    has_fbgemm = "fbgemm" in torch.backends.quantized.supported_engines
-    if quantize in ("int8", "int4") and not has_fbgemm:
-        raise ConfigError(
-            f"--quantize {quantize} needs FBGEMM, which this build of torch lacks on this "
-            f"processor: use --quantize none"
-        )
-    if quantize == "none" or (quantize == "auto" and (dtype != "auto" or not has_fbgemm)):
-        widen_rows = None if has_native_bfloat16() else _WIDEN_ROWS
-        return Scheme(dtype=_dense_dtype(dtype), widen_rows=widen_rows)
+    if quantize == "none" or (quantize == "auto" and dtype != "auto"):
+        return _whole(dtype)
     activations = torch.bfloat16 if dtype == "bfloat16" else torch.float32
+    if native.is_available():
+        return Scheme(dtype=activations, many="native", few=_WEIGHTS[quantize])
+    has_fbgemm = "fbgemm" in torch.backends.quantized.supported_engines
     if quantize == "auto":
+        if not has_fbgemm:
+            return _whole(dtype)
         return Scheme(dtype=activations, many="float16", few="as_stored", few_rows=_FEW_ROWS)
+    if not has_fbgemm:
+        raise ConfigError(
+            f"--quantize {quantize} needs the native kernels, which are not installed, or FBGEMM, "
+            f"which this build of torch lacks on this processor: use --quantize none"
+        )
     few_rows = _FEW_ROWS if quantize == "int4" else 1
-    return Scheme(dtype=activations, many="int8", few=quantize, few_rows=few_rows)
+    return Scheme(dtype=activations, many="int8", few=_WEIGHTS[quantize], few_rows=few_rows)
+
+
+def _whole(dtype: DType) -> Scheme:
+    widen_rows = None if has_native_bfloat16() else _WIDEN_ROWS
+    return Scheme(dtype=_dense_dtype(dtype), widen_rows=widen_rows)
 
 
 def has_native_bfloat16() -> bool:

@@ -11,8 +11,11 @@ from typing import Literal, Protocol
 import torch
 import torch.nn.functional as F
 
-from shoal.compute.affine import Affine4
+from shoal.compute.affine import GROUP, Affine4, quantize_affine4
+from shoal.compute.native import NativeLinear
 from shoal.compute.quantized import DynamicInt8Linear, Float16Linear, Int4Linear, Int8Linear
+
+Weights = Literal["int8", "int4", "as_stored"]
 
 
 class Linear(Protocol):
@@ -33,13 +36,14 @@ class Scheme:
 
     `many` is the kernel for many rows, where arithmetic limits, and `few` the one for up to
     `few_rows` rows, where reading the weights does. `few=None`: one kernel for all; "as_stored":
-    4 bits for a matrix that its file holds in 4-bit blocks, else 8.
+    4 bits for a matrix that its file holds in 4-bit blocks, else 8. `many="native"`: the native
+    kernel for any number of rows, over weights as `few` says.
     `widen_rows`: from so many rows on, bfloat16 weights are multiplied in float32.
     """
 
     dtype: torch.dtype = torch.float32
-    many: Literal["dense", "float16", "int8"] = "dense"
-    few: Literal["int8", "int4", "as_stored"] | None = None
+    many: Literal["dense", "float16", "int8", "native"] = "dense"
+    few: Weights | None = None
     few_rows: int = 0
     widen_rows: int | None = None
 
@@ -99,6 +103,8 @@ def make_linear(
     weight: torch.Tensor | Affine4, bias_N: torch.Tensor | None, scheme: Scheme
 ) -> Linear:
     """The linear layer for a weight matrix [N, K] as read from its file."""
+    if scheme.many == "native":
+        return NativeLinear(_at_width(weight, scheme), bias_N)
     many = _for_many(_to_dense(weight), bias_N, scheme)
     if scheme.few is None:
         return many
@@ -113,6 +119,8 @@ def make_linear(
 def make_head(weight_VE: torch.Tensor | Affine4, scheme: Scheme) -> Linear:
     """The output head. 4 bits would cost quality where every token feels it: 8 at the least."""
     dense_VE = _to_dense(weight_VE)
+    if scheme.many == "native":
+        return NativeLinear(dense_VE)
     many = _for_many(dense_VE, None, scheme)
     if scheme.few is None:
         return many
@@ -142,6 +150,15 @@ def _dense(weight_NK: torch.Tensor, bias_N: torch.Tensor | None, scheme: Scheme)
     if scheme.dtype != torch.bfloat16 or scheme.widen_rows is None:
         return linear
     return WideningLinear(linear, scheme.widen_rows)
+
+
+def _at_width(weight: torch.Tensor | Affine4, scheme: Scheme) -> torch.Tensor | Affine4:
+    if scheme.few == "int8":
+        return _to_dense(weight)
+    is_whole = weight.shape[1] % GROUP == 0
+    if scheme.few == "int4" and isinstance(weight, torch.Tensor) and is_whole:
+        return quantize_affine4(weight)
+    return weight
 
 
 def _to_dense(weight: torch.Tensor | Affine4) -> torch.Tensor:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import torch
-
+from shoal.compute.threads import set_num_threads
 from shoal.config import EngineConfig
 from shoal.engine.assembly import assemble, model_info, usable_cores
 from shoal.engine.executor import LocalExecutor
@@ -19,7 +18,7 @@ def start_engine(config: EngineConfig, *, report: Progress = silent) -> ServingE
 
     Raises SourceError (no such model, a broken file, no network), ConfigError, OutOfMemory.
     """
-    torch.set_num_threads(config.num_threads or len(usable_cores()))
+    set_num_threads(config.num_threads or len(usable_cores()))
     files = resolve(config.model, report=report)
     tokenizer = load_tokenizer(files, report=report)
     worker = load_worker(files, config)

@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 
 from shoal.compute.linear import Linear
+from shoal.compute.native import GatedLinear, NativeLinear, NormedLinear
 from shoal.models.config import Activation, DecoderConfig
 from shoal.models.rope import Rotation
 
@@ -78,24 +79,59 @@ class HeadNorm:
         return (normed_TJD * weight_JD).to(x_TJD.dtype)
 
 
+class Gate:
+    """activation(gate) * up, of rows that hold gate, then up."""
+
+    def __init__(self, activation: Activation) -> None:
+        self._activate = ACTIVATIONS[activation]
+
+    def __call__(self, gate_up_TI: torch.Tensor) -> torch.Tensor:
+        gate, up = gate_up_TI.chunk(2, dim=-1)
+        return self._activate(gate).mul_(up)
+
+
+class _Apart:
+    """One after the other, by kernels that cannot do both at once."""
+
+    def __init__(self, first: Callable[[torch.Tensor], torch.Tensor], linear: Linear) -> None:
+        self._first = first
+        self._linear = linear
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        return self._linear(self._first(x))
+
+
+def normed(norm: RMSNorm, linear: Linear) -> Linear:
+    """The norm, then the linear layer: in one, where its kernel can."""
+    if isinstance(linear, NativeLinear):
+        return NormedLinear(linear, norm.weight_E.float(), norm.eps)
+    return _Apart(norm, linear)
+
+
+def gated(activation: Activation, linear: Linear) -> Linear:
+    """activation(gate) * up of rows that hold gate, then up; then the linear layer."""
+    if isinstance(linear, NativeLinear):
+        return GatedLinear(linear, activation)
+    return _Apart(Gate(activation), linear)
+
+
 class GatedMLP:
-    """`gate_up` holds the rows of gate, then those of up."""
+    """`gate_up` holds the rows of gate, then those of up, and norms what it is given."""
 
     def __init__(
         self, gate_up: Linear, down: Linear, activation: Activation, all_reduce: AllReduce
     ) -> None:
         self._gate_up = gate_up
-        self._down = down
-        self._activation = ACTIVATIONS[activation]
+        self._down = gated(activation, down)
         self._all_reduce = all_reduce
 
     def __call__(self, x_TE: torch.Tensor) -> torch.Tensor:
-        gate, up = self._gate_up(x_TE).chunk(2, dim=-1)
-        return self._all_reduce(self._down(self._activation(gate).mul_(up)))
+        return self._all_reduce(self._down(self._gate_up(x_TE)))
 
 
 class Attention:
-    """`qkv` holds the rows of the part's query heads, then of its KV heads: k, then v."""
+    """`qkv` holds the rows of the part's query heads, then of its KV heads: k, then v, and norms
+    what it is given."""
 
     def __init__(
         self,
@@ -141,31 +177,27 @@ class Attention:
 
 
 class DecoderLayer:
-    """Norms before attention and MLP; sandwich families have one after each as well."""
+    """Attention and MLP begin with a norm; sandwich families have one after each as well."""
 
     def __init__(
         self,
         *,
-        attention_norm: RMSNorm,
         attention: Attention,
         post_attention_norm: RMSNorm | None,
-        mlp_norm: RMSNorm,
         mlp: GatedMLP,
         post_mlp_norm: RMSNorm | None,
     ) -> None:
-        self._attention_norm = attention_norm
         self._attention = attention
         self._post_attention_norm = post_attention_norm
-        self._mlp_norm = mlp_norm
         self._mlp = mlp
         self._post_mlp_norm = post_mlp_norm
 
     def __call__(self, x_TE: torch.Tensor, rotation: Rotation, attend: Attend) -> torch.Tensor:
-        y_TE = self._attention(self._attention_norm(x_TE), rotation, attend)
+        y_TE = self._attention(x_TE, rotation, attend)
         if self._post_attention_norm is not None:
             y_TE = self._post_attention_norm(y_TE)
         x_TE = x_TE + y_TE
-        y_TE = self._mlp(self._mlp_norm(x_TE))
+        y_TE = self._mlp(x_TE)
         if self._post_mlp_norm is not None:
             y_TE = self._post_mlp_norm(y_TE)
         return x_TE + y_TE

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import torch
 
+from shoal.compute import native
 from shoal.models.rope_config import (
     DefaultRope,
     FactorsRope,
@@ -32,7 +33,13 @@ class Rotation:
     sin_T1D: torch.Tensor
 
     def __call__(self, x_TJD: torch.Tensor) -> torch.Tensor:
-        """Turned heads [T, J, D]; element i pairs with element i + D/2, as in the checkpoints."""
+        """Turned heads [T, J, D]; element i pairs with element i + D/2, as in the checkpoints.
+
+        `x` may be turned where it lies.
+        """
+        if native.can_rotate(x_TJD):
+            native.rotate(x_TJD, self.cos_T1D, self.sin_T1D)
+            return x_TJD
         swapped_TJD = x_TJD.roll(x_TJD.shape[-1] // 2, -1)
         return torch.addcmul(x_TJD * self.cos_T1D, swapped_TJD, self.sin_T1D)
 

@@ -13,7 +13,7 @@ from shoal.errors import InternalError
 from shoal.models.config import DecoderConfig, EncoderConfig, decoder_config, encoder_config
 from shoal.models.decoder import Decoder
 from shoal.models.encoder import Encoder, EncoderLayer, LayerNorm
-from shoal.models.layers import Attention, DecoderLayer, GatedMLP, HeadNorm, RMSNorm
+from shoal.models.layers import Attention, DecoderLayer, GatedMLP, HeadNorm, RMSNorm, normed
 from shoal.models.vocabulary import Head, SlicedEmbedding, SlicedHead
 from shoal.parallel.communicator import Communicator
 from shoal.parallel.partition import Shard, Span
@@ -157,15 +157,15 @@ class _DecoderBuilder:
         attention_end, mlp_end = "post_attention_layernorm", "post_feedforward_layernorm"
         mlp_start = "pre_feedforward_layernorm" if sandwich else "post_attention_layernorm"
         return DecoderLayer(
-            attention_norm=self.norm(f"{prefix}input_layernorm.weight"),
-            attention=self.attention(layer, f"{prefix}self_attn."),
+            attention=self.attention(
+                layer, self.norm(f"{prefix}input_layernorm.weight"), f"{prefix}self_attn."
+            ),
             post_attention_norm=self.norm(f"{prefix}{attention_end}.weight") if sandwich else None,
-            mlp_norm=self.norm(f"{prefix}{mlp_start}.weight"),
-            mlp=self.mlp(f"{prefix}mlp."),
+            mlp=self.mlp(self.norm(f"{prefix}{mlp_start}.weight"), f"{prefix}mlp."),
             post_mlp_norm=self.norm(f"{prefix}{mlp_end}.weight") if sandwich else None,
         )
 
-    def attention(self, layer: int, prefix: str) -> Attention:
+    def attention(self, layer: int, norm: RMSNorm, prefix: str) -> Attention:
         config, size = self.config, self.config.head_dim
         query_heads, kv_heads = self.shard.slice.query_heads, self.shard.slice.kv_heads
         q_rows = _part(query_heads.scaled(size), config.num_heads * size)
@@ -175,10 +175,13 @@ class _DecoderBuilder:
             layer,
             num_heads=len(query_heads),
             num_kv_heads=len(kv_heads),
-            qkv=self.parts.linear(
-                (f"{prefix}q_proj", q_rows),
-                (f"{prefix}k_proj", kv_rows),
-                (f"{prefix}v_proj", kv_rows),
+            qkv=normed(
+                norm,
+                self.parts.linear(
+                    (f"{prefix}q_proj", q_rows),
+                    (f"{prefix}k_proj", kv_rows),
+                    (f"{prefix}v_proj", kv_rows),
+                ),
             ),
             output=self.parts.linear(
                 (f"{prefix}o_proj", None), columns=q_rows, with_bias=self.adds_bias
@@ -187,10 +190,11 @@ class _DecoderBuilder:
             all_reduce=self.communicator.all_reduce,
         )
 
-    def mlp(self, prefix: str) -> GatedMLP:
+    def mlp(self, norm: RMSNorm, prefix: str) -> GatedMLP:
         columns = _part(self.shard.slice.mlp_columns, self.config.mlp_size)
+        gate_up = self.parts.linear((f"{prefix}gate_proj", columns), (f"{prefix}up_proj", columns))
         return GatedMLP(
-            self.parts.linear((f"{prefix}gate_proj", columns), (f"{prefix}up_proj", columns)),
+            normed(norm, gate_up),
             self.parts.linear(
                 (f"{prefix}down_proj", None), columns=columns, with_bias=self.adds_bias
             ),

@@ -12,7 +12,9 @@ from shoal.weights.tensors import TensorSource
 # 4 bits, and a bfloat16 scale and minimum for every 32.
 _INT4_BYTES = 0.5 + 4 / 32
 _FEW_BYTES = {"int8": 1.0, "int4": _INT4_BYTES}
-_MANY_BYTES = {"float16": 2.0, "int8": 1.0}
+# The same with float16 scales, of 8-bit weights too.
+_NATIVE_BYTES = {"int8": 1.0 + 2 / 32, "int4": _INT4_BYTES}
+_MANY_BYTES = {"float16": 2.0, "int8": 1.0, "native": 0.0}
 _TABLE_BYTES = 2.0
 
 
@@ -22,6 +24,7 @@ def model_cost(
     """A scheme with a kernel for few rows holds the weights twice: see compute.linear."""
     dense, few = float(scheme.dtype.itemsize), scheme.few
     many = _MANY_BYTES.get(scheme.many, dense)
+    few_bytes = _NATIVE_BYTES if scheme.many == "native" else _FEW_BYTES
     if few == "as_stored":
         few = "int4" if in_4_bits else "int8"
     is_dense = scheme.many == "dense"
@@ -31,9 +34,9 @@ def model_cost(
         hidden_size=config.hidden_size,
         head_dim=config.head_dim,
         precision=precision,
-        weight_bytes=many + _FEW_BYTES[few] if few else many,
+        weight_bytes=many + few_bytes[few] if few else many,
         embedding_bytes=dense if is_dense else _TABLE_BYTES,
-        head_bytes=many + _FEW_BYTES["int8"] if few else many,
+        head_bytes=many + few_bytes["int8"] if few else many,
         kv_element_bytes=scheme.dtype.itemsize,
         activation_bytes=scheme.dtype.itemsize,
         is_tied=config.tied_head and is_dense,

@@ -5,12 +5,13 @@ from __future__ import annotations
 import psutil
 import torch
 
+from shoal.compute import native
+from shoal.compute.zeroed_memory import zeroed
 from shoal.errors import OutOfMemory
 from shoal.models.config import DecoderConfig
 from shoal.parallel.partition import Shard
 from shoal.worker.cache_memory import CacheMemory
 from shoal.worker.node_memory import usable_memory_bytes
-from shoal.worker.zeroed_memory import zeroed
 
 # The default takes this share of the memory that is free, and no more than the cap: enough for
 # tens of thousands of tokens of a small model, and touched in full at the start.
@@ -57,6 +58,9 @@ class KVCache:
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Store a step's keys and values; returns the layer's cache (keys, values)."""
         keys, values = self.keys[layer - self.first_layer], self.values[layer - self.first_layer]
+        if native.can_attend(keys, keys.shape[1]):
+            native.store(keys, values, k_TGD, v_TGD, slots_T)
+            return keys, values
         keys.index_copy_(0, slots_T, k_TGD)
         values.index_copy_(0, slots_T, v_TGD)
         return keys, values

@@ -7,8 +7,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
-import torch
-
+from shoal.compute.threads import set_num_threads
 from shoal.errors import ConfigError
 
 _THREADS = Path("/proc/self/task")
@@ -20,7 +19,7 @@ def compute_on(cores: Sequence[int], num_threads: int | None) -> None:
     Raises ConfigError for cores that this process may not use.
     """
     if num_threads is not None:
-        torch.set_num_threads(num_threads)
+        set_num_threads(num_threads)
     if cores and _THREADS.is_dir():
         try:
             _pin_all_threads(cores)

@@ -6,9 +6,9 @@ import logging
 import os
 import time
 
-import torch
 from msgspec import structs
 
+from shoal.compute.threads import set_num_threads
 from shoal.errors import PeerLost, PeerRefused
 from shoal.parallel.channel import Channel
 from shoal.parallel.control import Hello
@@ -31,7 +31,7 @@ def run(
 
     Raises PeerLost when the head cannot be reached, PeerRefused when it refuses us.
     """
-    torch.set_num_threads(num_threads)
+    set_num_threads(num_threads)
     peers = Peers(listen(listen_address, security))
     try:
         _Worker(head_address, worker, security, peers).work()

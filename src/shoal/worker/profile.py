@@ -14,6 +14,7 @@ import torch
 
 from shoal.cluster.hardware import MatrixRate, NodeProfile
 from shoal.compute.kernels import choose_scheme
+from shoal.compute.threads import set_num_threads
 from shoal.config import Quantize
 from shoal.errors import ConfigError
 from shoal.worker.node_memory import usable_memory_bytes
@@ -115,11 +116,11 @@ def _threads(wanted: int | None) -> Iterator[int]:
     """torch's threads are a setting of the process: put back afterwards."""
     before = torch.get_num_threads()
     threads = wanted or usable_cores()
-    torch.set_num_threads(threads)
+    set_num_threads(threads)
     try:
         yield threads
     finally:
-        torch.set_num_threads(before)
+        set_num_threads(before)
 
 
 def usable_cores() -> int:

@@ -18,7 +18,7 @@ from shoal.compute.linear import Linear, Scheme, make_linear
 from shoal.config import Quantize
 from shoal.messages import Chunk
 from shoal.models.config import DecoderConfig, LayerConfig
-from shoal.models.layers import Attention, DecoderLayer, GatedMLP, RMSNorm
+from shoal.models.layers import Attention, DecoderLayer, GatedMLP, RMSNorm, normed
 from shoal.models.rope import RotaryEmbedding
 from shoal.models.rope_config import DefaultRope
 from shoal.parallel.communicator import Solo
@@ -177,21 +177,22 @@ def _layer(config: DecoderConfig, layer: int, make: MakeLinear, dtype: torch.dty
     all_reduce = Solo().all_reduce
     norm = RMSNorm(torch.ones(hidden, dtype=dtype), config.norm_eps)
     return DecoderLayer(
-        attention_norm=norm,
         attention=Attention(
             config,
             layer,
             num_heads=config.num_heads,
             num_kv_heads=config.num_kv_heads,
-            qkv=make(hidden, query + 2 * config.num_kv_heads * config.head_dim),
+            qkv=normed(norm, make(hidden, query + 2 * config.num_kv_heads * config.head_dim)),
             output=make(query, hidden),
             qk_norm=None,
             all_reduce=all_reduce,
         ),
         post_attention_norm=None,
-        mlp_norm=norm,
         mlp=GatedMLP(
-            make(hidden, 2 * config.mlp_size), make(config.mlp_size, hidden), "silu", all_reduce
+            normed(norm, make(hidden, 2 * config.mlp_size)),
+            make(config.mlp_size, hidden),
+            "silu",
+            all_reduce,
         ),
         post_mlp_norm=None,
     )

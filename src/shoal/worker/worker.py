@@ -6,6 +6,7 @@ from typing import Protocol
 
 import torch
 
+from shoal.compute import native
 from shoal.compute.kernels import choose_scheme
 from shoal.compute.linear import Scheme
 from shoal.config import EngineConfig
@@ -117,10 +118,20 @@ def max_context_of(config: EngineConfig, trained: int) -> int:
 
 
 def describe(scheme: Scheme) -> str:
+    """In words; whoever lacks the native kernels is told here that there is a faster way."""
+    words = _describe(scheme)
+    if native.is_available():
+        return words
+    return f"{words}, slower than it could be: the native kernels (csrc) were not built"
+
+
+def _describe(scheme: Scheme) -> str:
     activations = str(scheme.dtype).removeprefix("torch.")
     if scheme.few is None:
         return activations
     few = "4- or 8-bit" if scheme.few == "as_stored" else f"{scheme.few.removeprefix('int')}-bit"
+    if scheme.many == "native":
+        return f"{few} weights, native kernels, {activations} activations"
     return (
         f"{few} weights for up to {scheme.few_rows} rows and {scheme.many} beyond, "
         f"{activations} activations"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import mmap
+from contextlib import suppress
 
 import torch
 
@@ -21,4 +22,8 @@ def zeroed(shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
         raise OutOfMemory(
             f"{num_bytes / 2**20:,.0f} MiB cannot be had: {error.strerror or error}"
         ) from error
+    if hasattr(mmap, "MADV_HUGEPAGE"):
+        # Of small pages a processor remembers too few: a cache is read half as fast from them.
+        with suppress(OSError):
+            memory.madvise(mmap.MADV_HUGEPAGE)
     return torch.frombuffer(memory, dtype=dtype).view(shape)

@@ -1,0 +1,49 @@
+// Attention of single queries over a paged cache, and the turning of heads by their position.
+#pragma once
+
+#include <cstdint>
+
+namespace shoal {
+
+// Of one layer: [num_slots, num_kv_heads, head_dim] each.
+struct Cache {
+  float* keys;
+  float* values;
+  int64_t num_slots;
+  int num_kv_heads;
+  int head_dim;
+
+  int64_t slot_stride() const { return int64_t{num_kv_heads} * head_dim; }
+};
+
+// Throws std::out_of_range for a slot that the cache has not, here and below.
+// k and v [num_tokens, num_kv_heads, head_dim], tokens so many floats apart, to `slots`.
+void store(const Cache& cache, const float* k, int64_t k_stride, const float* v, int64_t v_stride,
+           const int64_t* slots, int64_t num_tokens);
+
+// Queries that follow one another in each of some sequences: q and out [num_sequences *
+// num_queries, num_heads, head_dim], q's tokens `q_stride` floats apart. `slots` [num_sequences,
+// width] says where a sequence's tokens lie, `positions` [num_sequences, num_queries] which of them
+// a query is: it sees those before it and itself, or the last `window` of these if that is not 0.
+struct Queries {
+  const float* q;
+  int64_t q_stride;
+  float* out;
+  int64_t num_sequences;
+  int64_t num_queries;
+  int num_heads;
+  const int64_t* slots;
+  int64_t width;
+  const int64_t* positions;
+  float scale;
+  int64_t window;
+  float softcap;
+};
+
+void attend(const Cache& cache, const Queries& queries);
+
+// In place, x [num_tokens, num_heads, head_dim]; cos and sin [num_tokens, head_dim].
+void rotate(float* x, int64_t stride, int64_t num_tokens, int num_heads, int head_dim,
+            const float* cos, const float* sin);
+
+}  // namespace shoal

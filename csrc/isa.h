@@ -1,0 +1,92 @@
+// What is compiled once per instruction set.
+#pragma once
+
+#include <cstdint>
+
+namespace shoal {
+
+// Weights are held in tiles of so many rows, and in groups of so many columns.
+constexpr int kTile = 16;
+constexpr int kGroup = 32;
+// Of scores that are held at a time: queries times the heads that share a kv head.
+constexpr int kMostRows = 128;
+// A group of a tile: 4-bit codes, then float16 scales and minimums; or 8-bit codes, then scales.
+constexpr int kTile4Bytes = kTile * kGroup / 2 + 2 * kTile * 2;
+constexpr int kTile8Bytes = kTile * kGroup + kTile * 2;
+
+enum class Activation : int { kSilu = 0, kGelu = 1, kGeluTanh = 2 };
+
+// So many rows share each weight that is unpacked, as many as leave their sums in registers.
+constexpr int kBlock = 4;
+
+// Activations of `num_rows` rows in 8 bits, a scale for each group; `sums` are of what the codes
+// stand for. Rows come in blocks of kBlock, the last one of what is left: of a block, four codes
+// of each row lie beside each other, then the next four; and a group's scales and sums.
+struct Codes {
+  const int8_t* codes;
+  const float* scales;
+  const float* sums;
+  int64_t num_rows;
+  int64_t num_groups;
+};
+
+// y [num_rows, up to kTile] of one tile; `bias` may be null.
+struct TileOut {
+  float* y;
+  int64_t stride;
+  int width;
+  const float* bias;
+};
+
+// Queries of one sequence, one after the other, over one kv head: q and out [num_queries,
+// num_heads, head_dim], tokens so many floats apart. Keys lie in a cache whose slots are
+// `slot_stride` floats apart; `slots` says where, from the sequence's first token on.
+struct HeadQueries {
+  const float* q;
+  int64_t q_stride;
+  float* out;
+  int64_t out_stride;
+  int num_queries;
+  int num_heads;
+  int head_dim;
+  const float* keys;
+  const float* values;
+  int64_t slot_stride;
+  const int64_t* slots;
+  int64_t position;  // of the first query: it sees keys up to its own
+  int64_t window;    // how many of them at most; 0: all
+  float scale;
+  float softcap;  // 0: none
+
+  int64_t stop(int query) const { return position + query + 1; }
+  int64_t first(int query) const {
+    return window == 0 || window > stop(query) ? 0 : stop(query) - window;
+  }
+  // Scores are kept from a multiple of 8 to another, for all queries.
+  int64_t scores_first() const { return first(0) / 8 * 8; }
+  int64_t scores_width() const { return (stop(num_queries - 1) + 7) / 8 * 8 - scores_first(); }
+};
+
+struct Isa {
+  const char* name;
+  void (*rms_norm)(const float* x, const float* weight, float eps, int64_t width, float* out);
+  void (*gate)(const float* gate, const float* up, Activation activation, int64_t width,
+               float* out);
+  // A row in a block of `num_rows`; `width` may end within a group: the rest of it is zero.
+  void (*quantize)(const float* x, int64_t width, int num_rows, int8_t* codes, float* scales,
+                   float* sums);
+  void (*tile4)(const uint8_t* tile, const Codes& x, const TileOut& out);
+  void (*tile8)(const uint8_t* tile, const Codes& x, const TileOut& out);
+  // `head_dim` is a multiple of 8. `scores` has room for scores_width() of each head and query.
+  void (*attend)(const HeadQueries& queries, float* scores);
+  // Element i of a head turns with element i + head_dim / 2.
+  void (*rotate)(float* x, int num_heads, int head_dim, const float* cos, const float* sin);
+};
+
+extern const Isa kPlain;
+#ifdef SHOAL_X86
+extern const Isa kAvx2;
+extern const Isa kAvx512Vnni;
+#endif
+
+}  // namespace shoal

@@ -1,0 +1,88 @@
+// Plain C++ for any processor; what the others are compared with.
+#include "half.inc"
+#include "vectors.inc"
+
+namespace shoal {
+namespace {
+
+inline F8 fma8(F8 a, F8 b, F8 c) { return a * b + c; }
+
+inline F8 broadcast8(const float* from) { return F8{} + *from; }
+
+}  // namespace
+}  // namespace shoal
+
+#include "kernels.inc"
+
+namespace shoal {
+namespace {
+
+inline F8 widen8(const uint8_t* from) {
+  F8 value;
+  for (int i = 0; i < 8; ++i) {
+    uint16_t half;
+    std::memcpy(&half, from + 2 * i, sizeof half);
+    value[i] = widen(half);
+  }
+  return value;
+}
+
+// `codes[4 * row + i]` is the weight of column `4 * part + i`.
+struct Quads {
+  int8_t codes[kTile * 4];
+};
+
+struct IntSums {
+  int32_t of_row[kTile];
+};
+
+struct DotPlain {
+  static constexpr int kParts = 8;
+  using Sums = IntSums;
+  using Weights = Quads;
+
+  static void add(Sums& sums, const Weights& weights, const int8_t* x, int stride, int part) {
+    for (int row = 0; row < kTile; ++row) {
+      int32_t dot = 0;
+      for (int i = 0; i < 4; ++i) dot += weights.codes[4 * row + i] * x[part * stride + i];
+      sums.of_row[row] += dot;
+    }
+  }
+  static F8 total(const Sums& sums, int half) {
+    F8 value;
+    for (int i = 0; i < 8; ++i) value[i] = static_cast<float>(sums.of_row[8 * half + i]);
+    return value;
+  }
+};
+
+struct Dot4 : DotPlain {
+  static constexpr int kBytes = kTile4Bytes;
+  static constexpr bool kHasMinimums = true;
+
+  static Weights unpack(const uint8_t* tile, int part) {
+    const uint8_t* from = tile + part % 4 * 64;
+    Quads quads;
+    for (int i = 0; i < 64; ++i) quads.codes[i] = part < 4 ? from[i] & 15 : from[i] >> 4;
+    return quads;
+  }
+  static F8 scales(const uint8_t* tile, int half) { return widen8(tile + 256 + 16 * half); }
+  static F8 minimums(const uint8_t* tile, int half) { return widen8(tile + 288 + 16 * half); }
+};
+
+struct Dot8 : DotPlain {
+  static constexpr int kBytes = kTile8Bytes;
+  static constexpr bool kHasMinimums = false;
+
+  static Weights unpack(const uint8_t* tile, int part) {
+    Quads quads;
+    std::memcpy(quads.codes, tile + part * 64, 64);
+    return quads;
+  }
+  static F8 scales(const uint8_t* tile, int half) { return widen8(tile + 512 + 16 * half); }
+};
+
+}  // namespace
+
+const Isa kPlain = SHOAL_ISA("plain");
+
+}  // namespace shoal

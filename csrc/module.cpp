@@ -1,0 +1,101 @@
+// Python's view. Tensors come as addresses: their owner has seen to type, shape and lifetime.
+#include <nanobind/nanobind.h>
+#include <nanobind/stl/string.h>
+#include <nanobind/stl/vector.h>
+
+#include "attention.h"
+#include "matrix.h"
+#include "pool.h"
+
+namespace nb = nanobind;
+using namespace nb::literals;
+using namespace shoal;
+
+namespace {
+
+template <class T>
+T* at(uintptr_t address) {
+  return reinterpret_cast<T*>(address);
+}
+
+Matrix shape(int bits, int64_t n, int64_t k) { return {bits, nullptr, n, k}; }
+
+void multiply_by(const Matrix& matrix, const Rows& rows, uintptr_t y, int64_t y_stride,
+                 uintptr_t bias) {
+  nb::gil_scoped_release release;
+  multiply(matrix, rows, {at<float>(y), y_stride, at<const float>(bias)});
+}
+
+}  // namespace
+
+NB_MODULE(shoal_kernels, m) {
+  m.def("set_num_threads", [](int number) { pool().resize(number); });
+  m.def("num_threads", [] { return pool().num_threads(); });
+  m.def("isas", [] {
+    std::vector<std::string> names;
+    for (int i = 0; i < num_isas(); ++i) names.push_back(isa_at(i).name);
+    return names;
+  }, "What this processor can run, the best last.");
+  m.def("isa", [] { return std::string(isa().name); });
+  m.def("choose_isa", [](const std::string& name) {
+    if (!choose_isa(name.c_str())) throw nb::value_error("this processor has no such instructions");
+  });
+  m.def("num_bytes", [](int bits, int64_t n, int64_t k) {
+    const Matrix matrix = shape(bits, n, k);
+    return matrix.num_tiles() * matrix.tile_bytes();
+  });
+  m.def("pack4", [](uintptr_t codes, uintptr_t scales, uintptr_t minimums, int64_t n, int64_t k,
+                    uintptr_t tiles) {
+    pack4(at<const uint8_t>(codes), at<const float>(scales), at<const float>(minimums),
+          shape(4, n, k), at<uint8_t>(tiles));
+  });
+  m.def("pack8", [](uintptr_t weights, int64_t n, int64_t k, uintptr_t tiles) {
+    pack8(at<const float>(weights), shape(8, n, k), at<uint8_t>(tiles));
+  });
+  nb::class_<Matrix>(m, "Matrix")
+      .def("__init__", [](Matrix* self, int bits, uintptr_t tiles, int64_t n, int64_t k) {
+        new (self) Matrix{bits, at<const uint8_t>(tiles), n, k};
+      })
+      .def("multiply", [](const Matrix& matrix, uintptr_t x, int64_t stride, int64_t num_rows,
+                          uintptr_t y, int64_t y_stride, uintptr_t bias) {
+        multiply_by(matrix, {Rows::Kind::kPlain, at<const float>(x), stride, num_rows, nullptr, 0, {}},
+                    y, y_stride, bias);
+      })
+      .def("multiply_normed", [](const Matrix& matrix, uintptr_t x, int64_t stride,
+                                 int64_t num_rows, uintptr_t weight, float eps, uintptr_t y,
+                                 int64_t y_stride, uintptr_t bias) {
+        multiply_by(matrix, {Rows::Kind::kNormed, at<const float>(x), stride, num_rows,
+                             at<const float>(weight), eps, {}}, y, y_stride, bias);
+      })
+      .def("multiply_gated", [](const Matrix& matrix, uintptr_t x, int64_t stride,
+                                int64_t num_rows, int activation, uintptr_t y, int64_t y_stride,
+                                uintptr_t bias) {
+        multiply_by(matrix, {Rows::Kind::kGated, at<const float>(x), stride, num_rows, nullptr, 0,
+                             static_cast<Activation>(activation)}, y, y_stride, bias);
+      });
+  nb::class_<Cache>(m, "Cache")
+      .def("__init__", [](Cache* self, uintptr_t keys, uintptr_t values, int64_t num_slots,
+                          int num_kv_heads, int head_dim) {
+        new (self) Cache{at<float>(keys), at<float>(values), num_slots, num_kv_heads, head_dim};
+      })
+      .def("store", [](const Cache& cache, uintptr_t k, int64_t k_stride, uintptr_t v,
+                       int64_t v_stride, uintptr_t slots, int64_t num_tokens) {
+        store(cache, at<const float>(k), k_stride, at<const float>(v), v_stride,
+              at<const int64_t>(slots), num_tokens);
+      })
+      .def("attend", [](const Cache& cache, uintptr_t q, int64_t q_stride, uintptr_t out,
+                        int64_t num_sequences, int64_t num_queries, int num_heads,
+                        uintptr_t slots, int64_t width,
+                        uintptr_t positions, float scale, int64_t window, float softcap) {
+        nb::gil_scoped_release release;
+        attend(cache, {at<const float>(q), q_stride, at<float>(out), num_sequences, num_queries,
+                       num_heads,
+                       at<const int64_t>(slots), width, at<const int64_t>(positions), scale,
+                       window, softcap});
+      });
+  m.def("rotate", [](uintptr_t x, int64_t stride, int64_t num_tokens, int num_heads, int head_dim,
+                     uintptr_t cos, uintptr_t sin) {
+    rotate(at<float>(x), stride, num_tokens, num_heads, head_dim, at<const float>(cos),
+           at<const float>(sin));
+  });
+}

@@ -1,0 +1,93 @@
+#include <algorithm>
+#include <cstring>
+#include <vector>
+
+#include "matrix.h"
+#include "pool.h"
+
+namespace shoal {
+
+namespace {
+
+// So many rows of codes stay in a core's cache while all tiles pass by.
+constexpr int64_t kRowsAtOnce = 32 * kBlock;
+// Parts per thread: enough that a thread which is held up leaves its work to the others.
+constexpr int64_t kPartsPerThread = 4;
+// Fewer rows than this are quantised by the caller alone.
+constexpr int64_t kFewRows = 4;
+
+struct Scratch {
+  std::vector<int8_t> codes;
+  std::vector<float> scales, sums;
+};
+
+// One row as floats, in `own` if they are not x as it is.
+const float* floats(const Rows& rows, int64_t row, int64_t width, std::vector<float>& own) {
+  const float* x = rows.x + row * rows.stride;
+  if (rows.kind == Rows::Kind::kPlain) return x;
+  own.resize(width);
+  if (rows.kind == Rows::Kind::kNormed) {
+    isa().rms_norm(x, rows.norm_weight, rows.eps, width, own.data());
+  } else {
+    isa().gate(x, x + width, rows.activation, width, own.data());
+  }
+  return own.data();
+}
+
+Codes quantize(const Rows& rows, int64_t width, int64_t num_groups, Scratch& scratch) {
+  scratch.codes.resize(rows.num_rows * num_groups * kGroup);
+  scratch.scales.resize(rows.num_rows * num_groups);
+  scratch.sums.resize(rows.num_rows * num_groups);
+  const auto one = [&](int64_t row) {
+    thread_local std::vector<float> own;
+    const int64_t in_block = row % kBlock, first = row - in_block;
+    const int64_t at = first * num_groups + in_block;
+    isa().quantize(floats(rows, row, width, own), width,
+                   static_cast<int>(std::min<int64_t>(kBlock, rows.num_rows - first)),
+                   scratch.codes.data() + first * num_groups * kGroup + 4 * in_block,
+                   scratch.scales.data() + at, scratch.sums.data() + at);
+  };
+  if (rows.num_rows < kFewRows) {
+    for (int64_t row = 0; row < rows.num_rows; ++row) one(row);
+  } else {
+    pool().run(static_cast<uint32_t>(rows.num_rows), one);
+  }
+  return {scratch.codes.data(), scratch.scales.data(), scratch.sums.data(), rows.num_rows,
+          num_groups};
+}
+
+Codes some_rows(const Codes& codes, int64_t first) {
+  const int64_t groups = first * codes.num_groups;
+  return {codes.codes + groups * kGroup, codes.scales + groups, codes.sums + groups,
+          std::min(kRowsAtOnce, codes.num_rows - first), codes.num_groups};
+}
+
+void tiles_of(const Matrix& matrix, const Codes& x, int64_t first_row, int64_t first, int64_t stop,
+              const Product& out) {
+  const auto tile_of = matrix.bits == 4 ? isa().tile4 : isa().tile8;
+  for (int64_t tile = first; tile < stop; ++tile) {
+    const int64_t column = tile * kTile;
+    const int width = static_cast<int>(std::min<int64_t>(kTile, matrix.num_rows - column));
+    const float* bias = out.bias == nullptr ? nullptr : out.bias + column;
+    tile_of(matrix.tiles + tile * matrix.tile_bytes(), x,
+            {out.y + first_row * out.stride + column, out.stride, width, bias});
+  }
+}
+
+}  // namespace
+
+void multiply(const Matrix& matrix, const Rows& rows, const Product& out) {
+  thread_local Scratch scratch;
+  const Codes codes = quantize(rows, matrix.num_columns, matrix.num_groups(), scratch);
+  const int64_t num_tiles = matrix.num_tiles();
+  const int64_t num_parts =
+      std::min<int64_t>(num_tiles, pool().num_threads() * kPartsPerThread);
+  const int64_t num_blocks = (rows.num_rows + kRowsAtOnce - 1) / kRowsAtOnce;
+  pool().run(static_cast<uint32_t>(num_blocks * num_parts), [&](uint32_t index) {
+    const int64_t first_row = index / num_parts * kRowsAtOnce, part = index % num_parts;
+    tiles_of(matrix, some_rows(codes, first_row), first_row, part * num_tiles / num_parts,
+             (part + 1) * num_tiles / num_parts, out);
+  });
+}
+
+}  // namespace shoal

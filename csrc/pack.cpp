@@ -1,0 +1,88 @@
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+
+#include "matrix.h"
+#include "pool.h"
+
+namespace shoal {
+
+namespace {
+
+uint16_t narrow(float value) {
+  const _Float16 half = static_cast<_Float16>(value);
+  uint16_t bits;
+  std::memcpy(&bits, &half, sizeof bits);
+  return bits;
+}
+
+float widen(uint16_t bits) {
+  _Float16 half;
+  std::memcpy(&half, &bits, sizeof half);
+  return static_cast<float>(half);
+}
+
+// Where the code of a row and column of a group lies in its tile, counted in bytes of 8-bit codes.
+int place(int row, int column) { return column / 4 * 4 * kTile + row * 4 + column % 4; }
+
+void put(uint8_t* to, float value) {
+  const uint16_t half = narrow(value);
+  std::memcpy(to, &half, sizeof half);
+}
+
+// `pack_row(tile, row of the matrix, row of the tile)` for all rows, with empty tiles to begin with.
+template <class PackRow>
+void pack(const Matrix& matrix, uint8_t* tiles, const PackRow& pack_row) {
+  pool().run(static_cast<uint32_t>(matrix.num_tiles()), [&](uint32_t index) {
+    uint8_t* tile = tiles + index * matrix.tile_bytes();
+    std::memset(tile, 0, matrix.tile_bytes());
+    const int64_t first = int64_t{index} * kTile;
+    for (int row = 0; row < kTile && first + row < matrix.num_rows; ++row) {
+      pack_row(tile, first + row, row);
+    }
+  });
+}
+
+}  // namespace
+
+void pack4(const uint8_t* codes, const float* scales, const float* minimums, const Matrix& matrix,
+           uint8_t* tiles) {
+  const int64_t num_columns = matrix.num_columns, num_groups = matrix.num_groups();
+  constexpr int kCodeBytes = kTile * kGroup / 2;
+  pack(matrix, tiles, [&](uint8_t* tile, int64_t row, int tile_row) {
+    for (int64_t group = 0; group < num_groups; ++group, tile += kTile4Bytes) {
+      const uint8_t* from = codes + row * num_columns + group * kGroup;
+      const int count = static_cast<int>(std::min<int64_t>(kGroup, num_columns - group * kGroup));
+      for (int column = 0; column < count; ++column) {
+        const int at = place(tile_row, column);
+        tile[at % kCodeBytes] |= at < kCodeBytes ? from[column] : from[column] << 4;
+      }
+      put(tile + kCodeBytes + 2 * tile_row, scales[row * num_groups + group]);
+      put(tile + kCodeBytes + 2 * (kTile + tile_row), minimums[row * num_groups + group]);
+    }
+  });
+}
+
+void pack8(const float* weights, const Matrix& matrix, uint8_t* tiles) {
+  const int64_t num_columns = matrix.num_columns, num_groups = matrix.num_groups();
+  pack(matrix, tiles, [&](uint8_t* tile, int64_t row, int tile_row) {
+    for (int64_t group = 0; group < num_groups; ++group, tile += kTile8Bytes) {
+      const float* from = weights + row * num_columns + group * kGroup;
+      const int count = static_cast<int>(std::min<int64_t>(kGroup, num_columns - group * kGroup));
+      float peak = 0.0f;
+      for (int column = 0; column < count; ++column) {
+        peak = std::max(peak, std::abs(from[column]));
+      }
+      const uint16_t scale = narrow(peak / 127.0f);
+      const float step = widen(scale);
+      for (int column = 0; column < count; ++column) {
+        const float code = step > 0.0f ? std::nearbyint(from[column] / step) : 0.0f;
+        tile[place(tile_row, column)] =
+            static_cast<uint8_t>(static_cast<int8_t>(std::clamp(code, -127.0f, 127.0f)));
+      }
+      std::memcpy(tile + kTile * kGroup + 2 * tile_row, &scale, sizeof scale);
+    }
+  });
+}
+
+}  // namespace shoal

@@ -1,0 +1,202 @@
+"""The native kernels of csrc/, on float32 tensors of this machine; not there if nobody built them.
+
+Rows are rounded to 8 bits in groups of 32 before they meet 4- or 8-bit weights. What a row becomes
+never depends on the rows beside it. T tokens, E hidden, J heads, G KV heads, D head dim, L keys.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+
+from shoal.compute.affine import Affine4
+from shoal.compute.zeroed_memory import zeroed
+
+try:
+    import shoal_kernels as kernels
+except ImportError:
+    kernels = None
+
+Activation = Literal["silu", "gelu", "gelu_tanh"]
+
+# In the order of csrc/isa.h.
+_ACTIVATIONS: tuple[Activation, ...] = ("silu", "gelu", "gelu_tanh")
+# Vectors of 8 floats.
+_LANES = 8
+_MOST_HEADS = 128
+
+
+def is_available() -> bool:
+    return kernels is not None
+
+
+def set_num_threads(number: int) -> None:
+    """Of this process, beside those of torch: they sleep while there is nothing to do."""
+    if kernels is not None:
+        kernels.set_num_threads(number)
+
+
+class NativeLinear:
+    """One kernel for any number of rows. Weights in 4 bits where they are given so, else in 8."""
+
+    def __init__(self, weight: torch.Tensor | Affine4, bias_N: torch.Tensor | None = None) -> None:
+        num_rows, num_columns = weight.shape
+        bits = 4 if isinstance(weight, Affine4) else 8
+        self.num_rows, self.num_columns = num_rows, num_columns
+        num_bytes = kernels.num_bytes(bits, num_rows, num_columns)
+        self._tiles = zeroed((num_bytes,), torch.uint8)
+        if isinstance(weight, Affine4):
+            _pack4(weight, self._tiles)
+        else:
+            dense_NK = weight.float().contiguous()
+            kernels.pack8(dense_NK.data_ptr(), num_rows, num_columns, self._tiles.data_ptr())
+        self.matrix = kernels.Matrix(bits, self._tiles.data_ptr(), num_rows, num_columns)
+        self._bias_N = None if bias_N is None else bias_N.float().contiguous()
+        self._bias_at = 0 if self._bias_N is None else self._bias_N.data_ptr()
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        rows_MK = _float_rows(x, self.num_columns)
+        y_MN = self.empty(rows_MK)
+        self.matrix.multiply(*_at(rows_MK), *self.to(y_MN))
+        return _shaped(y_MN, x)
+
+    def empty(self, rows: torch.Tensor) -> torch.Tensor:
+        """Where the products of so many rows go."""
+        return torch.empty(rows.shape[0], self.num_rows)
+
+    def to(self, y_MN: torch.Tensor) -> tuple[int, int, int]:
+        """For `matrix`: where products go, and what is added to them."""
+        return y_MN.data_ptr(), self.num_rows, self._bias_at
+
+
+class NormedLinear:
+    """Of the RMS norms of rows x [..., K]; weight_K is float32."""
+
+    def __init__(self, linear: NativeLinear, weight_K: torch.Tensor, eps: float) -> None:
+        self._linear = linear
+        self._weight_K = weight_K.contiguous()
+        self._eps = eps
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        linear = self._linear
+        rows_MK = _float_rows(x, linear.num_columns)
+        y_MN = linear.empty(rows_MK)
+        weight_at = self._weight_K.data_ptr()
+        linear.matrix.multiply_normed(*_at(rows_MK), weight_at, self._eps, *linear.to(y_MN))
+        return _shaped(y_MN, x)
+
+
+class GatedLinear:
+    """Of activation(gate) * up, for rows x [..., 2K] that hold gate, then up."""
+
+    def __init__(self, linear: NativeLinear, activation: Activation) -> None:
+        self._linear = linear
+        self._activation = _ACTIVATIONS.index(activation)
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        linear = self._linear
+        rows_MJ = _float_rows(x, 2 * linear.num_columns)
+        y_MN = linear.empty(rows_MJ)
+        linear.matrix.multiply_gated(*_at(rows_MJ), self._activation, *linear.to(y_MN))
+        return _shaped(y_MN, x)
+
+
+def rotate(x_TJD: torch.Tensor, cos_T1D: torch.Tensor, sin_T1D: torch.Tensor) -> None:
+    """In place; the first half of sin is negated, as in `models.rope`."""
+    _, num_heads, head_dim = x_TJD.shape
+    kernels.rotate(*_at(x_TJD), num_heads, head_dim, cos_T1D.data_ptr(), sin_T1D.data_ptr())
+
+
+def can_rotate(x_TJD: torch.Tensor) -> bool:
+    return kernels is not None and _is_plain(x_TJD) and x_TJD.stride(1) == x_TJD.shape[2]
+
+
+def can_attend(keys_SGD: torch.Tensor, num_heads: int) -> bool:
+    """Whether `store` and `attend` take such a cache."""
+    return (
+        kernels is not None
+        and _is_plain(keys_SGD)
+        and keys_SGD.shape[2] % _LANES == 0
+        and num_heads <= _MOST_HEADS * keys_SGD.shape[1]
+    )
+
+
+def store(
+    keys_SGD: torch.Tensor,
+    values_SGD: torch.Tensor,
+    k_TGD: torch.Tensor,
+    v_TGD: torch.Tensor,
+    slots_T: torch.Tensor,
+) -> None:
+    """Keys and values of a step's tokens to their slots."""
+    k_at, k_stride, num_tokens = _at(k_TGD)
+    v_at, v_stride, _ = _at(v_TGD)
+    _cache(keys_SGD, values_SGD).store(
+        k_at, k_stride, v_at, v_stride, slots_T.data_ptr(), num_tokens
+    )
+
+
+def attend(
+    q_BHD: torch.Tensor,
+    keys_SGD: torch.Tensor,
+    values_SGD: torch.Tensor,
+    slots_BL: torch.Tensor,
+    positions_BQ: torch.Tensor,
+    out_BHD: torch.Tensor,
+    *,
+    scale: float,
+    window: int | None,
+    softcap: float | None,
+) -> None:
+    """Queries of each sequence, one position after the other, each to its keys up to itself.
+
+    q and out [B * Q, H, D].
+    """
+    _cache(keys_SGD, values_SGD).attend(
+        q_BHD.data_ptr(),
+        q_BHD.stride(0),
+        out_BHD.data_ptr(),
+        *positions_BQ.shape,
+        q_BHD.shape[1],
+        slots_BL.data_ptr(),
+        slots_BL.stride(0),
+        positions_BQ.data_ptr(),
+        scale,
+        window or 0,
+        softcap or 0.0,
+    )
+
+
+def _cache(keys_SGD: torch.Tensor, values_SGD: torch.Tensor) -> kernels.Cache:
+    return kernels.Cache(keys_SGD.data_ptr(), values_SGD.data_ptr(), *keys_SGD.shape)
+
+
+def _is_plain(x: torch.Tensor) -> bool:
+    return x.dtype == torch.float32 and x.device.type == "cpu" and x.stride(-1) == 1
+
+
+def _float_rows(x: torch.Tensor, width: int) -> torch.Tensor:
+    rows = x if x.dim() == 2 else x.reshape(-1, x.shape[-1])
+    assert rows.shape[1] == width, f"rows of {rows.shape[1]} for a matrix of {width} columns"
+    rows = rows if rows.dtype == torch.float32 else rows.float()
+    return rows if rows.stride(1) == 1 else rows.contiguous()
+
+
+def _at(rows: torch.Tensor) -> tuple[int, int, int]:
+    """Where they lie, how far apart, and how many."""
+    return rows.data_ptr(), rows.stride(0), rows.shape[0]
+
+
+def _shaped(y_MN: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+    y_MN = y_MN if x.dim() == 2 else y_MN.view(*x.shape[:-1], -1)
+    return y_MN if x.dtype == torch.float32 else y_MN.to(x.dtype)
+
+
+def _pack4(blocks: Affine4, tiles: torch.Tensor) -> None:
+    codes, scales, minimums = (
+        part.contiguous() for part in (blocks.codes_NK, blocks.scales_NG, blocks.minimums_NG)
+    )
+    kernels.pack4(
+        codes.data_ptr(), scales.data_ptr(), minimums.data_ptr(), *blocks.shape, tiles.data_ptr()
+    )
