@@ -1,11 +1,9 @@
 #include "attention.h"
 
 #include <algorithm>
-#include <cstring>
 #include <stdexcept>
 #include <vector>
 
-#include "isa.h"
 #include "matrix.h"
 #include "pool.h"
 
@@ -43,9 +41,9 @@ void attend_some(const Cache& cache, const Queries& queries, int64_t sequence, i
       static_cast<int>(count),
       num_heads,
       cache.head_dim,
-      cache.keys + kv_head * cache.head_dim,
-      cache.values + kv_head * cache.head_dim,
-      cache.slot_stride(),
+      cache.keys + kv_head * cache.head_bytes(),
+      cache.values + kv_head * cache.head_bytes(),
+      cache.slot_bytes(),
       queries.slots + sequence * queries.width,
       queries.positions[row],
       queries.window,
@@ -53,8 +51,8 @@ void attend_some(const Cache& cache, const Queries& queries, int64_t sequence, i
       queries.softcap,
   };
   thread_local std::vector<float> scores;
-  scores.resize(count * num_heads * some.scores_width());
-  isa().attend(some, scores.data());
+  scores.resize(count * num_heads * some.scores_width() + kKeysAtOnce * cache.head_dim);
+  isa().attend[static_cast<int>(cache.type)](some, scores.data());
 }
 
 void check(const Cache& cache, const int64_t* slots, int64_t count) {
@@ -76,11 +74,13 @@ void check(const Cache& cache, const Queries& queries) {
 void store(const Cache& cache, const float* k, int64_t k_stride, const float* v, int64_t v_stride,
            const int64_t* slots, int64_t num_tokens) {
   check(cache, slots, num_tokens);
-  const int64_t width = cache.slot_stride();
-  share(num_tokens, 2 * width, [&](int64_t first, int64_t stop) {
+  const int num_heads = cache.num_kv_heads, head_dim = cache.head_dim;
+  const auto store_heads = isa().store[static_cast<int>(cache.type)];
+  share(num_tokens, int64_t{2} * num_heads * head_dim, [&](int64_t first, int64_t stop) {
     for (int64_t token = first; token < stop; ++token) {
-      std::memcpy(cache.keys + slots[token] * width, k + token * k_stride, width * sizeof(float));
-      std::memcpy(cache.values + slots[token] * width, v + token * v_stride, width * sizeof(float));
+      const int64_t at = slots[token] * cache.slot_bytes();
+      store_heads(k + token * k_stride, num_heads, head_dim, cache.keys + at);
+      store_heads(v + token * v_stride, num_heads, head_dim, cache.values + at);
     }
   });
 }
