@@ -16,6 +16,7 @@ from shoal.cli.options import (
     AcceptTermsOption,
     DTypeOption,
     JsonOption,
+    KvDtypeOption,
     KvMemoryOption,
     MaxContextOption,
     MaxTokensOption,
@@ -71,6 +72,7 @@ def generate(
     as_json: JsonOption = False,
     dtype: DTypeOption = "auto",
     quantize: QuantizeOption = "auto",
+    kv_dtype: KvDtypeOption = "auto",
     max_context: MaxContextOption = None,
     kv_memory: KvMemoryOption = None,
     threads: ThreadsOption = None,
@@ -91,6 +93,7 @@ def generate(
     options = LoadOptions(
         dtype=dtype,
         quantize=quantize,
+        kv_dtype=kv_dtype,
         max_context=max_context,
         kv_memory=kv_memory,
         num_threads=threads,

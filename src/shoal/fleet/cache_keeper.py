@@ -26,6 +26,7 @@ class FormedCache(msgspec.Struct, frozen=True):
 
     shard: Shard
     identity: str
+    dtype: str
     descriptor: int
     pid: int | None
 
@@ -55,7 +56,8 @@ class CacheKeeper:
         if before.shard != shard or not all(map(_has_ended, others)):
             return None
         self._writers[seat].append(pid)
-        return KeptCache(path=f"/proc/{os.getpid()}/fd/{descriptor}", identity=before.identity)
+        path = f"/proc/{os.getpid()}/fd/{descriptor}"
+        return KeptCache(path=path, identity=before.identity, dtype=before.dtype)
 
     def note(self, formed: Sequence[FormedCache], num_blocks: int) -> bool:
         """All have formed: whether each cache holds what it held at the last formation."""
