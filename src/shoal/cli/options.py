@@ -59,7 +59,8 @@ QuantizeOption = Annotated[
 KvDtypeOption = Annotated[
     KVDType,
     typer.Option(
-        help="Type of the KV cache. auto: float16, or as --dtype says; int8 takes half the memory.",
+        help="Type of keys and values in the cache. auto: float16 with the native kernels, unless "
+        "--dtype names a type; int8 takes half of that.",
         rich_help_panel=MODEL_PANEL,
     ),
 ]
