@@ -27,6 +27,8 @@ constexpr int64_t head_bytes(CacheType type, int head_dim) {
 
 // So many keys' values stay in a core's first cache while all rows pass by.
 constexpr int kKeysAtOnce = 32;
+// So early keys are asked for that they are there when their turn comes.
+constexpr int kKeysAhead = 32;
 
 // So many rows share each weight that is unpacked, as many as leave their sums in registers.
 constexpr int kBlock = 4;
@@ -71,12 +73,13 @@ struct HeadQueries {
   float softcap;  // 0: none
 
   int64_t stop(int query) const { return position + query + 1; }
+  int64_t last() const { return stop(num_queries - 1) - 1; }  // key that a query sees
   int64_t first(int query) const {
     return window == 0 || window > stop(query) ? 0 : stop(query) - window;
   }
   // Scores are kept from a multiple of 8 to another, for all queries.
   int64_t scores_first() const { return first(0) / 8 * 8; }
-  int64_t scores_width() const { return (stop(num_queries - 1) + 7) / 8 * 8 - scores_first(); }
+  int64_t scores_width() const { return last() / 8 * 8 + 8 - scores_first(); }
 };
 
 struct Isa {
