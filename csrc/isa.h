@@ -16,12 +16,15 @@ constexpr int kTile8Bytes = kTile * kGroup + kTile * 2;
 
 enum class Activation : int { kSilu = 0, kGelu = 1, kGeluTanh = 2 };
 
-// What a KV cache holds its numbers in; 8-bit codes have a float16 step for each head of a token.
+// What a KV cache holds its numbers in; 8-bit codes of a head are followed by a float16 step for each
+// kStepGroup of them.
 enum class CacheType : int { kFloat32 = 0, kFloat16 = 1, kInt8 = 2 };
 constexpr int kNumCacheTypes = 3;
 
+constexpr int kStepGroup = 64;
+
 constexpr int64_t head_bytes(CacheType type, int head_dim) {
-  if (type == CacheType::kInt8) return head_dim + 2;
+  if (type == CacheType::kInt8) return head_dim + (head_dim + kStepGroup - 1) / kStepGroup * 2;
   return int64_t{head_dim} * (type == CacheType::kFloat16 ? 2 : 4);
 }
 

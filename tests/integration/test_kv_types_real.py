@@ -35,7 +35,5 @@ def test_a_text_in_8_bits_is_the_same_alone_and_in_company() -> None:
     params = SamplingParams(temperature=0, max_tokens=24)
     with opened("int8") as llm:
         together = [each.text for each in llm.generate(prompts, params, progress=False)]
-        alone = [
-            llm.generate([each], params, progress=False)[0].text for each in prompts
-        ]
+        alone = [llm.generate([each], params, progress=False)[0].text for each in prompts]
     assert together == alone

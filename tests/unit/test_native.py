@@ -152,7 +152,7 @@ def caches(num_slots: int, num_kv_heads: int, head_dim: int, dtype: torch.dtype)
 
 
 @pytest.mark.parametrize("kv_dtype", KV_DTYPES)
-@pytest.mark.parametrize("head_dim", [40, 64])
+@pytest.mark.parametrize("head_dim", [40, 64, 144])
 def test_a_cache_holds_what_torch_would_have_stored(
     rng: torch.Generator, kv_dtype: torch.dtype, head_dim: int
 ) -> None:
@@ -175,7 +175,9 @@ def test_a_cache_holds_what_torch_would_have_stored(
 
 
 @pytest.mark.parametrize("kv_dtype", KV_DTYPES)
-@pytest.mark.parametrize(("num_heads", "num_kv_heads", "head_dim"), [(6, 2, 64), (3, 3, 40)])
+@pytest.mark.parametrize(
+    ("num_heads", "num_kv_heads", "head_dim"), [(6, 2, 64), (3, 3, 40), (4, 1, 96)]
+)
 @pytest.mark.parametrize(("window", "softcap"), [(None, None), (11, None), (None, 2.0), (9, 5.0)])
 def test_attention_of_chunks_and_of_single_queries(
     rng: torch.Generator,
