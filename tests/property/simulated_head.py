@@ -240,8 +240,12 @@ class Head:
             self._last_result_s = self.timeline.now_s
             self.supervisor.worked()
         self._num_in_flight = len(self.scheduler._flights)
+        over = {i for i, client in self.clients.items() if client.is_over}
         for event in events:
-            self._tell(self.clients[event.request_id], event)
+            client = self.clients[event.request_id]
+            # Of several tokens of one step those behind a stop string are dropped.
+            if event.request_id in over or not client.is_over:
+                self._tell(client, event)
 
     def _tell(self, client: Client, event: Event) -> None:
         assert not client.is_over, f"{event} after the end"

@@ -9,6 +9,7 @@ from array import array
 from collections.abc import Callable, Iterator
 
 import pytest
+from drawn import drawn
 
 from shoal.engine.api import Delta, ModelInfo, WorkerStats
 from shoal.engine.engine import Engine
@@ -98,12 +99,12 @@ class Counting:
         pass
 
     def result(self, chunk: Chunk) -> ChunkResult:
-        token_id = None if chunk.sampling is None else (chunk.tokens[-1] + 1) % 10
+        token_ids = drawn(chunk, lambda context: (context[-1] + 1) % 10)
         wanted = chunk.sampling is not None and chunk.sampling.num_logprobs is not None
         return ChunkResult(
             request_id=chunk.request_id,
-            token_id=token_id,
-            logprobs=TokenLogprobs(-1.0, [], []) if wanted else None,
+            token_ids=token_ids,
+            logprobs=[TokenLogprobs(-1.0, [], []) for _ in token_ids if wanted],
             prompt_logprobs=[TokenLogprobs(-2.0, [], []) for _ in chunk.score_targets],
             pooled=array("f", [3.0, 4.0]).tobytes() if chunk.pooling else b"",
         )

@@ -119,6 +119,16 @@ NoPrefixCacheOption = Annotated[
         rich_help_panel=SCHEDULING_PANEL,
     ),
 ]
+SpeculateOption = Annotated[
+    int,
+    typer.Option(
+        min=0,
+        metavar="N",
+        help="Tokens of an answer to guess from what it repeats, and to compute in one step; "
+        "answers stay as they are. 0 guesses none.",
+        rich_help_panel=SCHEDULING_PANEL,
+    ),
+]
 StallAfterOption = Annotated[
     float,
     typer.Option(
@@ -144,6 +154,7 @@ def serve(
     max_waiting: MaxWaitingOption = 4096,
     max_step_tokens: MaxStepTokensOption = 512,
     no_prefix_cache: NoPrefixCacheOption = False,
+    speculate: SpeculateOption = 0,
     stall_after: StallAfterOption = 30.0,
     pipeline: PipelineOption = 1,
     tensor: TensorOption = 1,
@@ -178,6 +189,7 @@ def serve(
             max_running=max_running,
             max_waiting=max_waiting,
             prefix_caching=not no_prefix_cache,
+            speculate=speculate,
             num_threads=threads,
             stall_s=stall_after,
             dead_after_s=dead_after,
