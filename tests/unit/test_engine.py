@@ -117,6 +117,7 @@ def make_engine(
     can_generate: bool = True,
     stall_s: float = 30.0,
     recovery_timeout_s: float = 60.0,
+    max_drafted: int = 0,
 ) -> ServingEngine:
     scheduler = Scheduler(
         num_blocks=64,
@@ -125,6 +126,7 @@ def make_engine(
         max_step_tokens=32,
         max_running=8,
         max_waiting=max_waiting,
+        max_drafted=max_drafted,
     )
     info = ModelInfo(
         name="counting",
@@ -195,6 +197,32 @@ def test_stop_strings_and_stop_tokens_say_what_matched(engine: ServingEngine) ->
     output = gather([1], 1, answer(engine, [1], stop_token_ids=(4,))).samples[0]
     assert (output.text, output.stop_match) == ("bc", 4)
     assert engine.stats().num_running == 0
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"max_tokens": 33, "logprobs": 0},
+        {"max_tokens": 60, "min_tokens": 21, "stop": ("ihgf", "gh")},
+        {"max_tokens": 60, "min_tokens": 25, "stop": ("efg",)},
+        {"max_tokens": 60, "stop_token_ids": (4,), "min_tokens": 22},
+    ],
+)
+def test_several_tokens_of_a_step_are_told_as_if_they_had_come_one_at_a_time(
+    executor: Counting, options: dict[str, object]
+) -> None:
+    told = []
+    for max_drafted in (0, 6):
+        engine = make_engine(executor, max_drafted=max_drafted)
+        told.append(answer(engine, [1], n=2, ignore_eos=True, **options))
+        stats = engine.stats()
+        engine.close()
+    for index in range(2):
+        one, other = ([d for d in deltas if d.index == index] for deltas in told)
+        assert one == other
+    assert stats.accepted_tokens > 10
+    assert stats.steps <= stats.generated_tokens - stats.accepted_tokens
+    assert (stats.num_running, stats.num_used_blocks) == (0, 0)
 
 
 def test_samples_share_the_prompt_and_are_numbered(engine: ServingEngine) -> None:

@@ -41,6 +41,7 @@ from shoal.cli.recovery_options import (
     HoldOption,
     RecoveryTimeoutOption,
     SparesOption,
+    recovering,
 )
 from shoal.cli.split_options import (
     LayersOption,
@@ -192,12 +193,8 @@ def serve(
             speculate=speculate,
             num_threads=threads,
             stall_s=stall_after,
-            dead_after_s=dead_after,
-            recovery_timeout_s=recovery_timeout,
-            spares=spares,
-            # A server on a port that the system chose cannot be found again.
-            hold_s=hold if port else 0.0,
             split=make_split(pipeline, tensor, replicas, layers, shares, route, wire, transport),
+            **recovering(spares, dead_after, recovery_timeout, hold, port),
         )
         where = Where(placement, cluster, objective, insecure_plaintext, state)
     run_server(config, where, host, port, Ending(journal, grace), accept_terms=accept_terms)
