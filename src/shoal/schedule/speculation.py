@@ -12,7 +12,7 @@ from shoal.schedule.cache import BlockCache
 from shoal.schedule.flight import Flight
 from shoal.schedule.sequence import Sequence
 
-_MOST_ROWS = 16
+_MOST_ROWS = 8
 """Beyond, a step is bound by arithmetic: a guess costs as much as another request's token."""
 
 
@@ -23,17 +23,30 @@ def add_drafts(flight: Flight, cache: BlockCache, *, num_reserved: int) -> None:
     """
     num_rows = sum(len(chunk.tokens) for chunk in flight.chunks)
     room = min(flight.budget_tokens, _MOST_ROWS - num_rows)
-    for index, (sequence, chunk) in enumerate(flight.parts):
-        if room <= 0:
-            return
-        if chunk.sampling is None or len(chunk.tokens) > 1 or sequence.drafting is None:
-            continue
-        draft = sequence.drafting.propose(sequence.tokens, min(room, _most_useful(sequence)))
-        draft = draft[: cache.stretch(sequence, len(draft), num_reserved=num_reserved)]
+    decodes = [i for i, part in enumerate(flight.parts) if _is_decode(*part)] if room > 0 else []
+    for num_before, index in enumerate(decodes):
+        sequence, chunk = flight.parts[index]
+        # A second guess is right less often than a first: all have their share.
+        share = -(-room // (len(decodes) - num_before))
+        draft = _draft(sequence, share, cache, num_reserved)
         if draft:
             flight.parts[index] = (sequence, _lengthened(chunk, draft, sequence))
             flight.budget_tokens -= len(draft)
             room -= len(draft)
+
+
+def _is_decode(sequence: Sequence, chunk: Chunk) -> bool:
+    """One that drafts."""
+    draws_one = chunk.sampling is not None and len(chunk.tokens) == 1
+    return draws_one and sequence.drafting is not None
+
+
+def _draft(sequence: Sequence, at_most: int, cache: BlockCache, num_reserved: int) -> list[int]:
+    """What is guessed, as far as there are blocks for it: these are the sequence's then."""
+    if sequence.drafting is None:
+        return []
+    draft = sequence.drafting.propose(sequence.tokens, min(at_most, _most_useful(sequence)))
+    return draft[: cache.stretch(sequence, len(draft), num_reserved=num_reserved)]
 
 
 def land_draft(sequence: Sequence, chunk: Chunk, result: ChunkResult, cache: BlockCache) -> None:
