@@ -11,7 +11,7 @@ _MOST_AT_ONCE = 512
 class PromptLookup:
     """An index of one sequence's runs of tokens: each, and where the latest ended.
 
-    A call costs the same however long the sequence is. About 400 bytes a token.
+    A call costs the same however long the sequence is. About 250 bytes a token.
     """
 
     __slots__ = ("_end_of", "_num_indexed")

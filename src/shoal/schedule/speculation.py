@@ -21,9 +21,11 @@ def add_drafts(flight: Flight, cache: BlockCache, *, num_reserved: int) -> None:
 
     `num_reserved` blocks stay free, for what running sequences draw next.
     """
-    num_rows = sum(len(chunk.tokens) for chunk in flight.chunks)
-    room = min(flight.budget_tokens, _MOST_ROWS - num_rows)
-    decodes = [i for i, part in enumerate(flight.parts) if _is_decode(*part)] if room > 0 else []
+    chunks = flight.chunks
+    room = min(flight.budget_tokens, _MOST_ROWS - sum(len(chunk.tokens) for chunk in chunks))
+    if room <= 0:
+        return
+    decodes = [i for i, chunk in enumerate(chunks) if _draws_one(chunk)]
     for num_before, index in enumerate(decodes):
         sequence, chunk = flight.parts[index]
         # A second guess is right less often than a first: all have their share.
@@ -35,10 +37,8 @@ def add_drafts(flight: Flight, cache: BlockCache, *, num_reserved: int) -> None:
             room -= len(draft)
 
 
-def _is_decode(sequence: Sequence, chunk: Chunk) -> bool:
-    """One that drafts."""
-    draws_one = chunk.sampling is not None and len(chunk.tokens) == 1
-    return draws_one and sequence.drafting is not None
+def _draws_one(chunk: Chunk) -> bool:
+    return chunk.sampling is not None and len(chunk.tokens) == 1
 
 
 def _draft(sequence: Sequence, at_most: int, cache: BlockCache, num_reserved: int) -> list[int]:
