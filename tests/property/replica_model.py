@@ -7,9 +7,11 @@ overwritten or freed wrongly is seen at the first step that reads it.
 from __future__ import annotations
 
 from array import array
+from collections.abc import Iterable
 
 from shoal.messages import Chunk, ChunkResult, Plan, Sampling, StepResult, TokenLogprobs
 from shoal.request import FinishReason, Request
+from shoal.schedule.scheduler import Scheduler
 
 VOCAB_SIZE = 7
 EMPTY_PREFIX = 0
@@ -20,10 +22,7 @@ def extend_hash(prefix_hash: int, token_id: int) -> int:
 
 
 def draw(prefix_hash: int, seed: int, position: int, banned_ids: tuple[int, ...]) -> int:
-    """A seed's text is a few tokens over and over, more or less: often one can guess."""
     choice = hash((prefix_hash, seed, position))
-    if choice % 16 < 5 * (seed % 4):
-        choice = position % (2 + seed % 3)
     allowed = [token_id for token_id in range(VOCAB_SIZE) if token_id not in banned_ids]
     return allowed[choice % len(allowed)]
 
@@ -48,6 +47,31 @@ def calm_run(request: Request) -> tuple[list[int], FinishReason]:
         if may_stop and token_id in request.stop_ids:
             return emitted, FinishReason.STOP
     return emitted, FinishReason.LENGTH
+
+
+class Guesser:
+    """A Drafter that knows the calm run, and says it with mistakes."""
+
+    def __init__(self, request: Request) -> None:
+        self._request = request
+        self._calm, _ = calm_run(request)
+
+    def propose(self, tokens: list[int], at_most: int) -> list[int]:
+        first = len(tokens) - len(self._request.prompt_tokens)
+        guesses = (self._calm[first:] + [0] * at_most)[:at_most]
+        chance = hash((self._request.seed, *tokens))
+        return [
+            (token_id + (chance >> (2 * number)) % 4 // 3) % VOCAB_SIZE
+            for number, token_id in enumerate(guesses)
+        ]
+
+
+def guess_well(scheduler: Scheduler, requests: Iterable[Request]) -> None:
+    """Texts are too short here to repeat themselves."""
+    for request in requests:
+        drafting = scheduler._alive[request.request_id].drafting
+        if drafting is not None:
+            drafting.drafter = Guesser(request)
 
 
 def calm_prompt_logprobs(request: Request) -> list[TokenLogprobs]:

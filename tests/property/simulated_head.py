@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from itertools import count
 from typing import Any
 
-from replica_model import calm_run
+from replica_model import calm_run, guess_well
 from simulated_cluster import BLOCK_SIZE, NEVER_S, Cluster, Timeline
 
 from shoal.cluster.membership import Membership
@@ -109,7 +109,9 @@ class Head:
     # ---- from outside ---------------------------------------------------------------------
 
     def submit(self, clients: list[Client]) -> None:
-        self.scheduler.add_all([client.request for client in clients])
+        requests = [client.request for client in clients]
+        self.scheduler.add_all(requests)
+        guess_well(self.scheduler, requests)
         self.clients |= {client.request.request_id: client for client in clients}
         self.num_open += len(clients)
         self._go_on()

@@ -22,6 +22,7 @@ from replica_model import (
     calm_prompt_logprobs,
     calm_run,
     extend_hash,
+    guess_well,
     pool,
 )
 
@@ -177,6 +178,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         except (QueueFull, CallerError):
             assert self.scheduler.num_waiting == num_waiting, "refused, but not as a whole"
             return
+        guess_well(self.scheduler, requests)
         self.clients |= {
             request.request_id: Client(request, emitted=list(request.emitted_tokens))
             for request in requests
