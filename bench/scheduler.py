@@ -56,7 +56,7 @@ def make_request(request_id: int) -> Request:
 def make_result(plan: Plan) -> StepResult:
     results = [
         ChunkResult(
-            request_id=chunk.request_id, token_id=plan.step % 1000 if chunk.sampling else None
+            request_id=chunk.request_id, token_ids=[plan.step % 1000] if chunk.sampling else []
         )
         for chunk in plan.chunks
     ]

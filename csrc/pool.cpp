@@ -36,12 +36,14 @@ Pool& pool() {
 Pool::~Pool() { close(); }
 
 void Pool::resize(int num_threads) {
+  const std::lock_guard<std::mutex> team(busy_);
   if (num_threads == this->num_threads()) return;
   close();
   closed_.store(false);
   // A thread that is late to start must not miss the job that was given meanwhile.
   const uint32_t seen = job_.load();
   for (int i = 1; i < num_threads; ++i) threads_.emplace_back([this, seen] { work(seen); });
+  num_threads_.store(num_threads);
 }
 
 void Pool::close() {

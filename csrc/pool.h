@@ -3,6 +3,7 @@
 
 #include <atomic>
 #include <cstdint>
+#include <mutex>
 #include <thread>
 #include <vector>
 
@@ -12,16 +13,17 @@ class Pool {
  public:
   ~Pool();
 
-  int num_threads() const { return static_cast<int>(threads_.size()) + 1; }
+  int num_threads() const { return num_threads_.load(std::memory_order_relaxed); }
 
-  // The caller is one of them. Not while work runs.
+  // The caller is one of them. Waits for work that runs.
   void resize(int num_threads);
 
-  // `part(index)` for each index below `num_parts`, in any order; returns when all are done.
-  // By one thread at a time.
+  // `part(index)` for each index below `num_parts`, in any order; returns when all are done. Not
+  // from within a part. Whoever finds the team at work for another caller does its parts alone.
   template <class Part>
   void run(uint32_t num_parts, const Part& part) {
-    if (num_parts <= 1 || threads_.empty()) {
+    const std::unique_lock<std::mutex> team(busy_, std::try_to_lock);
+    if (num_parts <= 1 || !team.owns_lock() || threads_.empty()) {
       for (uint32_t index = 0; index < num_parts; ++index) part(index);
       return;
     }
@@ -38,6 +40,8 @@ class Pool {
   void help(uint32_t job);
   void close();
 
+  std::mutex busy_;
+  std::atomic<int> num_threads_{1};
   std::vector<std::thread> threads_;
   std::atomic<bool> closed_{false};
 

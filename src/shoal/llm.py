@@ -34,7 +34,9 @@ class LLM:
     `model` is a catalogue name, a GGUF file, a Hugging Face folder or id, or an fsspec URL.
     `kv_memory` is bytes or text such as "2GiB". With a `split` the model runs in worker processes
     of this machine; `spares` more stand by for those that die, and requests wait
-    `recovery_timeout_s` for workers that cannot be had before they end with RetryError.
+    `recovery_timeout_s` for workers that cannot be had before they end with RetryError. With
+    `speculate` up to so many tokens of each answer are guessed from what it repeats and computed
+    together; answers stay as they are.
     Raises SourceError, ConfigError, OutOfMemory, PeerLost.
     """
 
@@ -50,6 +52,7 @@ class LLM:
         max_step_tokens: int = 512,
         max_running: int = 256,
         prefix_caching: bool = True,
+        speculate: int = 0,
         num_threads: int | None = None,
         split: Split | None = None,
         spares: int = 0,
@@ -65,6 +68,7 @@ class LLM:
             max_step_tokens=max_step_tokens,
             max_running=max_running,
             prefix_caching=prefix_caching,
+            speculate=speculate,
             num_threads=num_threads,
             split=split or Split(),
             spares=spares,

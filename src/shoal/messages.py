@@ -16,7 +16,8 @@ class Sampling(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 
     `position` is the index of the drawn token in the sequence. `banned_ids` may not be drawn
     (stop tokens before `min_tokens`). The histories are filled in only when a penalty needs them.
-    `num_logprobs` is None for none, else the number of alternatives.
+    `num_logprobs` is None for none, else the number of alternatives. Behind drafted tokens it says
+    how the first is drawn; for those after it position and output history move on.
     """
 
     seed: int
@@ -39,8 +40,10 @@ class Chunk(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     """One request's part of a step: compute `tokens` at positions `start`, `start + 1`, …
 
     `block_ids` covers positions [0, start + len(tokens)). `sampling` is set when the last
-    token's logits are to be sampled. `score_targets[i]` is the prompt token that follows
-    `tokens[i]`: prompt log-probabilities are asked for where it is set.
+    token's logits are to be sampled. The last `num_drafted` tokens are guesses at what will be
+    drawn: then a token is drawn after the one before them, and after each of them that was right.
+    `score_targets[i]` is the prompt token that follows `tokens[i]`: prompt log-probabilities are
+    asked for where it is set.
     """
 
     request_id: int
@@ -48,6 +51,7 @@ class Chunk(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     tokens: list[int]
     block_ids: list[int]
     sampling: Sampling | None = None
+    num_drafted: int = 0
     score_targets: list[int] = []
     num_prompt_logprobs: int = 0
     pooling: bool = False
@@ -74,11 +78,15 @@ class TokenLogprobs(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class ChunkResult(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What the last stage made of one chunk. `pooled` is float32, the sum over its tokens."""
+    """What the last stage made of one chunk. `pooled` is float32, the sum over its tokens.
+
+    `token_ids` are those drawn: the drafted tokens that were right, then one more. `logprobs` is
+    parallel to them, or empty.
+    """
 
     request_id: int
-    token_id: int | None = None
-    logprobs: TokenLogprobs | None = None
+    token_ids: list[int] = []
+    logprobs: list[TokenLogprobs] = []
     prompt_logprobs: list[TokenLogprobs] = []
     pooled: bytes = b""
 
@@ -92,8 +100,9 @@ class StepResult(
 
 
 class Event(msgspec.Struct, frozen=True, kw_only=True):
-    """What one step did for one request: at most one token, and the end when it is the end.
+    """One token of one request, if there is one, and the end when it is the end.
 
+    A step that drew several tokens is as many events, as if they had come one at a time.
     `prompt_logprobs` and `pooled` are complete, and come once: with the step that finished the
     prompt. Entry i of `prompt_logprobs` scores prompt token i + 1.
     """

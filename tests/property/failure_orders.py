@@ -84,6 +84,7 @@ class Order:
             max_step_tokens=dice.choice((4, 16)),
             max_running=4,
             max_in_flight=self._split[0],
+            max_drafted=(0, 1, 6)[seed % 3],
         )
         self.cluster = self.head.cluster
         self.cluster.nodes_up = set(self._nodes)

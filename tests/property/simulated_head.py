@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from itertools import count
 from typing import Any
 
-from replica_model import calm_run
+from replica_model import calm_run, guess_well
 from simulated_cluster import BLOCK_SIZE, NEVER_S, Cluster, Timeline
 
 from shoal.cluster.membership import Membership
@@ -109,7 +109,9 @@ class Head:
     # ---- from outside ---------------------------------------------------------------------
 
     def submit(self, clients: list[Client]) -> None:
-        self.scheduler.add_all([client.request for client in clients])
+        requests = [client.request for client in clients]
+        self.scheduler.add_all(requests)
+        guess_well(self.scheduler, requests)
         self.clients |= {client.request.request_id: client for client in clients}
         self.num_open += len(clients)
         self._go_on()
@@ -240,8 +242,12 @@ class Head:
             self._last_result_s = self.timeline.now_s
             self.supervisor.worked()
         self._num_in_flight = len(self.scheduler._flights)
+        over = {i for i, client in self.clients.items() if client.is_over}
         for event in events:
-            self._tell(self.clients[event.request_id], event)
+            client = self.clients[event.request_id]
+            # Of several tokens of one step those behind a stop string are dropped.
+            if event.request_id in over or not client.is_over:
+                self._tell(client, event)
 
     def _tell(self, client: Client, event: Event) -> None:
         assert not client.is_over, f"{event} after the end"

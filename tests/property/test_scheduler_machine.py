@@ -22,6 +22,7 @@ from replica_model import (
     calm_prompt_logprobs,
     calm_run,
     extend_hash,
+    guess_well,
     pool,
 )
 
@@ -145,9 +146,10 @@ class SchedulerMachine(RuleBasedStateMachine):
 
     @initialize(
         num_blocks=st.integers(6, 16),
-        max_step_tokens=st.integers(1, 16),
+        max_step_tokens=st.one_of(st.just(16), st.integers(1, 16)),
         max_running=st.integers(1, 6),
         max_in_flight=st.integers(1, 3),
+        max_drafted=st.sampled_from([8, 2, 0]),
         prefix_caching=st.sampled_from([True, True, False]),
         first=st.lists(submissions(), min_size=2, max_size=6),
     )
@@ -176,6 +178,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         except (QueueFull, CallerError):
             assert self.scheduler.num_waiting == num_waiting, "refused, but not as a whole"
             return
+        guess_well(self.scheduler, requests)
         self.clients |= {
             request.request_id: Client(request, emitted=list(request.emitted_tokens))
             for request in requests
@@ -296,9 +299,10 @@ class SchedulerMachine(RuleBasedStateMachine):
     def _check_chunk(self, chunk: Chunk) -> None:
         client = self.clients[chunk.request_id]
         tokens, request = client.known_tokens, client.request
-        end = chunk.start + len(chunk.tokens)
+        end = chunk.start + len(chunk.tokens) - chunk.num_drafted
         assert not client.is_over
-        assert chunk.tokens == tokens[chunk.start : end]
+        assert chunk.tokens[: end - chunk.start] == tokens[chunk.start : end]
+        self._check_draft(chunk)
         if not request.splittable:
             assert (chunk.start, end) == (0, len(tokens))
         wants_token = end == len(tokens) and not request.pooling and request.max_tokens > 0
@@ -307,6 +311,18 @@ class SchedulerMachine(RuleBasedStateMachine):
             assert chunk.sampling.prompt_history == request.prompt_tokens
             assert chunk.sampling.output_history == client.emitted
 
+    def _check_draft(self, chunk: Chunk) -> None:
+        """Only of what can still be drawn, and none for those who asked for none."""
+        assert chunk.num_drafted <= self.scheduler.limits.max_drafted
+        if not chunk.num_drafted:
+            return
+        client = self.clients[chunk.request_id]
+        assert chunk.sampling is not None and len(chunk.tokens) == chunk.num_drafted + 1
+        assert len(client.emitted) + chunk.num_drafted < client.request.max_tokens
+        if chunk.sampling.banned_ids:
+            last = len(client.emitted) + chunk.num_drafted
+            assert last < client.request.params.min_tokens, "not every token may be banned"
+
     def _check_follows(self, chunk: Chunk) -> None:
         """Of a request in flight only the next tokens of its prompt can be computed."""
         sent = [c for plan in self.outstanding for c in plan.chunks]
@@ -314,6 +330,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         assert all(c.sampling is None for c in before), "the next token is not drawn yet"
         if before:
             assert chunk.start == before[-1].start + len(before[-1].tokens)
+            assert not before[-1].num_drafted
 
     def _check_writes(self, plan: Plan) -> None:
         """What a chunk writes, no other request in flight may read or write."""

@@ -6,6 +6,8 @@ from array import array
 from collections.abc import Callable, Iterable
 from typing import Any
 
+from drawn import drawn
+
 from shoal.messages import Chunk, ChunkResult, Event, Plan, StepResult, TokenLogprobs
 from shoal.request import Request, SamplingParams
 from shoal.schedule.scheduler import Scheduler
@@ -46,7 +48,7 @@ def plan(scheduler: Scheduler) -> Plan:
 def answer(chunk: Chunk) -> ChunkResult:
     return ChunkResult(
         request_id=chunk.request_id,
-        token_id=WORD if chunk.sampling else None,
+        token_ids=drawn(chunk, lambda _: WORD),
         prompt_logprobs=[TokenLogprobs(-float(t), [], []) for t in chunk.score_targets],
         pooled=array("f", [float(len(chunk.tokens))]).tobytes() if chunk.pooling else b"",
     )

@@ -9,6 +9,7 @@ from array import array
 from collections.abc import Callable, Iterator
 
 import pytest
+from drawn import drawn
 
 from shoal.engine.api import Delta, ModelInfo, WorkerStats
 from shoal.engine.engine import Engine
@@ -98,12 +99,12 @@ class Counting:
         pass
 
     def result(self, chunk: Chunk) -> ChunkResult:
-        token_id = None if chunk.sampling is None else (chunk.tokens[-1] + 1) % 10
+        token_ids = drawn(chunk, lambda context: (context[-1] + 1) % 10)
         wanted = chunk.sampling is not None and chunk.sampling.num_logprobs is not None
         return ChunkResult(
             request_id=chunk.request_id,
-            token_id=token_id,
-            logprobs=TokenLogprobs(-1.0, [], []) if wanted else None,
+            token_ids=token_ids,
+            logprobs=[TokenLogprobs(-1.0, [], []) for _ in token_ids if wanted],
             prompt_logprobs=[TokenLogprobs(-2.0, [], []) for _ in chunk.score_targets],
             pooled=array("f", [3.0, 4.0]).tobytes() if chunk.pooling else b"",
         )
@@ -116,6 +117,7 @@ def make_engine(
     can_generate: bool = True,
     stall_s: float = 30.0,
     recovery_timeout_s: float = 60.0,
+    max_drafted: int = 0,
 ) -> ServingEngine:
     scheduler = Scheduler(
         num_blocks=64,
@@ -124,6 +126,7 @@ def make_engine(
         max_step_tokens=32,
         max_running=8,
         max_waiting=max_waiting,
+        max_drafted=max_drafted,
     )
     info = ModelInfo(
         name="counting",
@@ -194,6 +197,32 @@ def test_stop_strings_and_stop_tokens_say_what_matched(engine: ServingEngine) ->
     output = gather([1], 1, answer(engine, [1], stop_token_ids=(4,))).samples[0]
     assert (output.text, output.stop_match) == ("bc", 4)
     assert engine.stats().num_running == 0
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"max_tokens": 33, "logprobs": 0},
+        {"max_tokens": 60, "min_tokens": 21, "stop": ("ihgf", "gh")},
+        {"max_tokens": 60, "min_tokens": 25, "stop": ("efg",)},
+        {"max_tokens": 60, "stop_token_ids": (4,), "min_tokens": 22},
+    ],
+)
+def test_several_tokens_of_a_step_are_told_as_if_they_had_come_one_at_a_time(
+    executor: Counting, options: dict[str, object]
+) -> None:
+    told = []
+    for max_drafted in (0, 6):
+        engine = make_engine(executor, max_drafted=max_drafted)
+        told.append(answer(engine, [1], n=2, ignore_eos=True, **options))
+        stats = engine.stats()
+        engine.close()
+    for index in range(2):
+        one, other = ([d for d in deltas if d.index == index] for deltas in told)
+        assert one == other
+    assert stats.accepted_tokens > 10
+    assert stats.steps <= stats.generated_tokens - stats.accepted_tokens
+    assert (stats.num_running, stats.num_used_blocks) == (0, 0)
 
 
 def test_samples_share_the_prompt_and_are_numbered(engine: ServingEngine) -> None:

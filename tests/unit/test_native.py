@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -252,3 +253,18 @@ def test_threads_share_what_there_is_to_do(rng: torch.Generator) -> None:
         assert kernels.num_threads() == number
         for _ in range(20):
             assert torch.equal(linear(x), expected)
+
+
+def test_two_callers_at_once_get_what_each_would_alone(rng: torch.Generator) -> None:
+    linear = NativeLinear(torch.randn(512, 256, generator=rng))
+    inputs = [torch.randn(rows, 256, generator=rng) for rows in (1, 8, 64, 64)]
+    expected = [linear(x) for x in inputs]
+
+    def are_right(index: int) -> bool:
+        return all(torch.equal(linear(inputs[index]), expected[index]) for _ in range(200))
+
+    with ThreadPoolExecutor(len(inputs)) as callers:
+        answers = callers.map(are_right, range(len(inputs)))
+        for number in (2, 3, 1, 4) * 5:
+            native.set_num_threads(number)
+        assert all(answers)

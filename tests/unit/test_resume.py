@@ -57,8 +57,8 @@ class Drawing:
         token_id = chance.choice([i for i in LETTERS if i not in asked.banned_ids])
         return ChunkResult(
             request_id=chunk.request_id,
-            token_id=token_id,
-            logprobs=None if asked.num_logprobs is None else TokenLogprobs(-0.5, [token_id], []),
+            token_ids=[token_id],
+            logprobs=[] if asked.num_logprobs is None else [TokenLogprobs(-0.5, [token_id], [])],
             prompt_logprobs=scores,
         )
 

@@ -278,8 +278,8 @@ def test_a_result_that_is_not_what_was_asked_for_is_our_bug_and_changes_nothing(
     made = plan(scheduler)
     for wrong in (
         ChunkResult(request_id=1),
-        ChunkResult(request_id=1, token_id=WORD),
-        ChunkResult(request_id=2, token_id=WORD),
+        ChunkResult(request_id=1, token_ids=[WORD]),
+        ChunkResult(request_id=2, token_ids=[WORD]),
     ):
         with pytest.raises(InternalError, match="request 1"):
             complete(scheduler, made, lambda _chunk, wrong=wrong: wrong)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, TypedDict
 
 import typer
 
@@ -43,6 +43,28 @@ HoldOption = Annotated[
     ),
 ]
 
+
+class Recovering(TypedDict):
+    """What an `EngineConfig` says of losses."""
+
+    spares: int
+    dead_after_s: float
+    recovery_timeout_s: float
+    hold_s: float
+
+
+def recovering(
+    spares: int, dead_after_s: float, recovery_timeout_s: float, hold_s: float, port: int
+) -> Recovering:
+    return Recovering(
+        spares=spares,
+        dead_after_s=dead_after_s,
+        recovery_timeout_s=recovery_timeout_s,
+        # A server on a port that the system chose cannot be found again.
+        hold_s=hold_s if port else 0.0,
+    )
+
+
 __all__ = [
     "DEAD_AFTER_S",
     "HOLD_S",
@@ -50,4 +72,5 @@ __all__ = [
     "HoldOption",
     "RecoveryTimeoutOption",
     "SparesOption",
+    "recovering",
 ]

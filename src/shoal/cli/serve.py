@@ -42,6 +42,7 @@ from shoal.cli.recovery_options import (
     HoldOption,
     RecoveryTimeoutOption,
     SparesOption,
+    recovering,
 )
 from shoal.cli.split_options import (
     LayersOption,
@@ -120,6 +121,16 @@ NoPrefixCacheOption = Annotated[
         rich_help_panel=SCHEDULING_PANEL,
     ),
 ]
+SpeculateOption = Annotated[
+    int,
+    typer.Option(
+        min=0,
+        metavar="N",
+        help="Tokens of an answer to guess from what it repeats, and to compute in one step; "
+        "answers stay as they are. 0 guesses none.",
+        rich_help_panel=SCHEDULING_PANEL,
+    ),
+]
 StallAfterOption = Annotated[
     float,
     typer.Option(
@@ -146,6 +157,7 @@ def serve(
     max_waiting: MaxWaitingOption = 4096,
     max_step_tokens: MaxStepTokensOption = 512,
     no_prefix_cache: NoPrefixCacheOption = False,
+    speculate: SpeculateOption = 0,
     stall_after: StallAfterOption = 30.0,
     pipeline: PipelineOption = 1,
     tensor: TensorOption = 1,
@@ -181,14 +193,11 @@ def serve(
             max_running=max_running,
             max_waiting=max_waiting,
             prefix_caching=not no_prefix_cache,
+            speculate=speculate,
             num_threads=threads,
             stall_s=stall_after,
-            dead_after_s=dead_after,
-            recovery_timeout_s=recovery_timeout,
-            spares=spares,
-            # A server on a port that the system chose cannot be found again.
-            hold_s=hold if port else 0.0,
             split=make_split(pipeline, tensor, replicas, layers, shares, route, wire, transport),
+            **recovering(spares, dead_after, recovery_timeout, hold, port),
         )
         where = Where(placement, cluster, objective, insecure_plaintext, state)
     run_server(config, where, host, port, Ending(journal, grace), accept_terms=accept_terms)

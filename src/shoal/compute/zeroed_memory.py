@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import ctypes
+import errno
 import math
 import mmap
+import os
+import sys
 from contextlib import suppress
 
 import torch
 
 from shoal.errors import OutOfMemory
+
+# <linux/mman.h>, since Linux 5.14; mmap does not know it.
+_MADV_POPULATE_WRITE = 23
 
 
 def zeroed(shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
@@ -27,3 +34,21 @@ def zeroed(shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
         with suppress(OSError):
             memory.madvise(mmap.MADV_HUGEPAGE)
     return torch.frombuffer(memory, dtype=dtype).view(shape)
+
+
+def take(tensor: torch.Tensor) -> None:
+    """Have the system find memory for all of a zeroed tensor. Raises OutOfMemory.
+
+    Not by writing: others may do so meanwhile. A system that cannot gives it as it is written to.
+    """
+    if tensor.device.type != "cpu" or sys.platform != "linux":
+        return
+    start = tensor.data_ptr() - tensor.data_ptr() % mmap.PAGESIZE
+    num_bytes = tensor.data_ptr() + tensor.nbytes - start
+    madvise = ctypes.CDLL(None, use_errno=True).madvise
+    address, size = ctypes.c_void_p(start), ctypes.c_size_t(num_bytes)
+    if madvise(address, size, _MADV_POPULATE_WRITE) == 0 or ctypes.get_errno() == errno.EINVAL:
+        return
+    raise OutOfMemory(
+        f"{tensor.nbytes / 2**20:,.0f} MiB cannot be had: {os.strerror(ctypes.get_errno())}"
+    )

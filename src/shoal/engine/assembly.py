@@ -36,6 +36,7 @@ def assemble(
         max_waiting=config.max_waiting,
         prefix_caching=config.prefix_caching and info.can_generate,
         max_in_flight=capacity.max_in_flight,
+        max_drafted=config.speculate,
         epoch=capacity.epoch,
     )
     engine = Engine(

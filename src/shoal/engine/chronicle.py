@@ -75,7 +75,7 @@ class Chronicle:
         """A step: the recovery is over when a client hears of one."""
         if self.open is not None:
             self.open.worked()
-            if any(part.token_id is not None or part.pooled for part in result.results):
+            if any(part.token_ids or part.pooled for part in result.results):
                 self.end("recovered")
 
     def end(self, outcome: Literal["recovered", "given up"]) -> None:

@@ -27,19 +27,21 @@ class Forecast:
         self._executors = executors
         self._stats = stats
         self._base_tokens = 0
+        self._base_guessed = 0
         self._base_steps = 0
         self._base_active_s = 0.0
 
     def start_anew(self) -> None:
         stats = self._stats()
         self._base_tokens, self._base_steps = stats.generated_tokens, stats.steps
+        self._base_guessed = stats.accepted_tokens
         self._base_active_s = self._active_s()
 
     def text(self) -> str:
         """`predicted 41 tokens/s, measured 38: 7 % less (1.0 streams)`; "" without a prediction.
 
         Measured over the time with work. How many streams there were on each replica follows from
-        the tokens of a step and the steps under way at a time.
+        the tokens of a step, without those guessed, and the steps under way at a time.
         """
         placements = tuple(executor.crew.placement for executor in self._executors)
         placement = Placement(replicas=placements)
@@ -49,7 +51,8 @@ class Forecast:
         if active_s < _MIN_ACTIVE_S or not num_steps:
             return self._expected(placement)
         depth = sum(len(each.stages) for each in placements) / len(placements)
-        num_streams = max(1.0, num_tokens / num_steps * depth)
+        num_drawn_alone = num_tokens - (stats.accepted_tokens - self._base_guessed)
+        num_streams = max(1.0, num_drawn_alone / num_steps * depth)
         predicted = self._site.predict(placement, round(num_streams))
         if predicted is None:
             return ""

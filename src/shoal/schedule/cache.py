@@ -58,6 +58,26 @@ class BlockCache:
         sequence.block_ids.extend(block_ids)
         return True
 
+    def stretch(self, sequence: Sequence, num_tokens: int, *, num_reserved: int) -> int:
+        """Add the blocks for so many guessed tokens, or fewer, so that `num_reserved` stay free.
+
+        How many tokens there is room for.
+        """
+        room = len(sequence.block_ids) * self._block_size - len(sequence.tokens)
+        num_lacking = -(-(num_tokens - room) // self._block_size)
+        num_new = min(num_lacking, self.pool.num_free - num_reserved)
+        if num_new > 0:
+            sequence.block_ids += self.pool.allocate(num_new) or []
+            room += num_new * self._block_size
+        return min(num_tokens, room)
+
+    def trim(self, sequence: Sequence) -> None:
+        """Give back the blocks that only wrong guesses needed."""
+        surplus = sequence.block_ids[self._num_blocks(sequence) :]
+        if surplus:
+            self.pool.release(surplus)
+            del sequence.block_ids[-len(surplus) :]
+
     def publish(self, sequence: Sequence, start: int) -> None:
         """Let others share the blocks that became full since token `start` was computed.
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import msgspec
 
+from shoal.messages import Chunk, Event
 from shoal.schedule.blocks import BlockPool
 
 
@@ -21,6 +23,8 @@ class SchedulerCounts(msgspec.Struct, frozen=True, kw_only=True):
     prompt_tokens: int
     prefix_hit_tokens: int
     generated_tokens: int
+    drafted_tokens: int
+    accepted_tokens: int
     preemptions: int
 
 
@@ -31,7 +35,17 @@ class Tally:
     prompt_tokens: int = 0
     prefix_hit_tokens: int = 0
     generated_tokens: int = 0
+    drafted_tokens: int = 0
+    accepted_tokens: int = 0
     preemptions: Counter[str] = field(default_factory=Counter)
+
+    def add(self, chunk: Chunk, events: Sequence[Event]) -> None:
+        """What a chunk has led to."""
+        num_drawn = sum(event.token_id is not None for event in events)
+        self.generated_tokens += num_drawn
+        if chunk.num_drafted:
+            self.drafted_tokens += chunk.num_drafted
+            self.accepted_tokens += num_drawn - 1
 
     def counts(self, num_waiting: int, num_running: int, pool: BlockPool) -> SchedulerCounts:
         return SchedulerCounts(
@@ -43,5 +57,7 @@ class Tally:
             prompt_tokens=self.prompt_tokens,
             prefix_hit_tokens=self.prefix_hit_tokens,
             generated_tokens=self.generated_tokens,
+            drafted_tokens=self.drafted_tokens,
+            accepted_tokens=self.accepted_tokens,
             preemptions=self.preemptions.total(),
         )

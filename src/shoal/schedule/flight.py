@@ -15,6 +15,10 @@ class Flight:
     budget_tokens: int
     parts: list[tuple[Sequence, Chunk]] = field(default_factory=list)
 
+    @property
+    def chunks(self) -> list[Chunk]:
+        return [chunk for _, chunk in self.parts]
+
 
 def check_flights(flights: Iterable[Flight]) -> None:
     """Assert that each sequence's chunks under way follow on what is computed, in order.
@@ -28,7 +32,7 @@ def check_flights(flights: Iterable[Flight]) -> None:
         start = next_start.get(id(sequence), sequence.num_computed)
         in_order = chunk.start == start or sequence.state is State.ENDED
         assert in_order, f"{sequence.request_id} is computed out of order"
-        next_start[id(sequence)] = chunk.start + len(chunk.tokens)
+        next_start[id(sequence)] = chunk.start + len(chunk.tokens) - chunk.num_drafted
         num_plans[id(sequence)] += 1
         is_last = next_start[id(sequence)] == sequence.num_planned
         assert is_last or chunk.sampling is None, "the next token is not drawn yet"

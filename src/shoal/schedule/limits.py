@@ -24,6 +24,8 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
     max_running: int
     max_waiting: int
     max_in_flight: int
+    max_drafted: int = 0
+    """Tokens guessed at most for a request in a step."""
 
     @property
     def cache_tokens(self) -> int:

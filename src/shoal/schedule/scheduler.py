@@ -19,6 +19,7 @@ from shoal.schedule.groups import GroupGate
 from shoal.schedule.limits import Limits, Pace
 from shoal.schedule.outcome import apply_result, check_result
 from shoal.schedule.sequence import Sequence, State
+from shoal.schedule.speculation import add_drafts, land_draft
 from shoal.schedule.waiting import WaitingQueue
 
 
@@ -45,6 +46,7 @@ class Scheduler:
         max_waiting: int,
         prefix_caching: bool = True,
         max_in_flight: int = 1,
+        max_drafted: int = 0,
         epoch: int = 0,
     ) -> None:
         self.limits = Limits(
@@ -55,6 +57,7 @@ class Scheduler:
             max_running=max_running,
             max_waiting=max_waiting,
             max_in_flight=max_in_flight,
+            max_drafted=max_drafted,
         )
         self._cache = BlockCache(num_blocks, block_size, prefix_caching=prefix_caching)
         self._alive: dict[int, Sequence] = {}
@@ -198,10 +201,10 @@ class Scheduler:
         self._plan_admissions(flight, now_s)
         if not flight.parts:
             return None
+        add_drafts(flight, self._cache, num_reserved=len(self._running))
         self._step += 1
         self._flights[self._step] = flight
-        chunks = [chunk for _, chunk in flight.parts]
-        return Plan(epoch=self._epoch, step=self._step, chunks=chunks)
+        return Plan(epoch=self._epoch, step=self._step, chunks=flight.chunks)
 
     def _yield_to_priority(self) -> None:
         """Make room for the first in the queue by preempting requests of a worse priority.
@@ -279,31 +282,33 @@ class Scheduler:
         for _, chunk, part in landings:
             check_result(chunk, part)
         del self._flights[result.step]
-        events = [self._land(*landing) for landing in landings]
-        return [event for event in events if event is not None]
+        return [event for landing in landings for event in self._land(*landing)]
 
-    def _land(self, sequence: Sequence, chunk: Chunk, result: ChunkResult) -> Event | None:
+    def _land(self, sequence: Sequence, chunk: Chunk, result: ChunkResult) -> list[Event]:
         self._touch_down(sequence)
         if sequence.state is State.ENDED:
-            return None
-        event = apply_result(sequence, chunk, result)
+            return []
+        events = apply_result(sequence, chunk, result)
+        if chunk.num_drafted:
+            land_draft(sequence, chunk, result, self._cache)
         self._cache.publish(sequence, chunk.start)
-        self._tally.generated_tokens += result.token_id is not None
+        self._tally.add(chunk, events)
         if sequence.prompt_computed:
             for follower in self._gate.release(sequence):
                 self._waiting.push(follower)
-        if event is not None and event.finish_reason is not None:
+        if events and events[-1].finish_reason is not None:
             self._end(sequence)
         elif sequence.preempt_reason is not None and not sequence.in_flight:
             self._preempt(sequence, sequence.preempt_reason)
-        return event
+        return events
 
     # ---- the moves of one sequence --------------------------------------------------------
 
     def _new_sequence(self, request: Request, previous: Sequence | None) -> Sequence:
+        most = self.limits.max_drafted
         if previous is not None and previous.request.prompt_tokens == request.prompt_tokens:
-            return Sequence.of(request, previous.chain.copy())
-        return Sequence.of(request, self._cache.new_chain(request.prompt_tokens))
+            return Sequence.of(request, previous.chain.copy(), max_drafted=most)
+        return Sequence.of(request, self._cache.new_chain(request.prompt_tokens), max_drafted=most)
 
     def _enqueue(self, sequence: Sequence) -> None:
         if not self._cache.shares_prefix(sequence) or self._gate.admits(sequence):
@@ -376,8 +381,7 @@ class Scheduler:
 
     def check(self) -> None:
         """Assert every invariant; O(everything), for tests and debugging."""
-        running, queued, held = self._running, list(self._waiting), list(self._gate)
-        waiting = queued + held
+        running, waiting = self._running, [*self._waiting, *self._gate]
         flying = [s for flight in self._flights.values() for s, _ in flight.parts]
         ended = [s for s in flying if s.state is State.ENDED]
 
@@ -391,10 +395,6 @@ class Scheduler:
         assert len(self._flights) <= self.limits.max_in_flight
         check_flights(self._flights.values())
         assert {id(s) for s in running if s.in_flight} == {id(s) for s in flying if s not in ended}
-        for sequence in waiting:
-            assert not sequence.block_ids and not sequence.num_computed and not sequence.in_flight
-        for sequence in running:
-            assert sequence.num_missing > 0, f"{sequence.request_id} has nothing to compute"
-            assert sequence.num_computed <= sequence.num_planned
-            assert sequence.num_planned <= len(sequence.block_ids) * self.limits.block_size
+        for sequence in running + waiting:
+            sequence.check(self.limits.block_size)
         self._cache.check(running + list({id(s): s for s in ended}.values()))

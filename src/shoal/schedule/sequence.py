@@ -7,6 +7,7 @@ from enum import Enum
 
 from shoal.messages import TokenLogprobs
 from shoal.request import Request
+from shoal.schedule.drafting import Drafting
 from shoal.schedule.prefix import HashChain
 
 Rank = tuple[int, float, int]
@@ -45,15 +46,18 @@ class Sequence:
     """Prompt tokens found in the prefix cache when it first ran; None before that."""
     prompt_logprobs: list[TokenLogprobs] = field(default_factory=list)
     pooled: bytes = b""
+    drafting: Drafting | None = None
+    """Of whom tokens are guessed."""
 
     @classmethod
-    def of(cls, request: Request, chain: HashChain) -> Sequence:
+    def of(cls, request: Request, chain: HashChain, *, max_drafted: int = 0) -> Sequence:
         return cls(
             request=request,
             chain=chain,
             tokens=request.prompt_tokens + request.emitted_tokens,
             rank=(request.priority, request.arrival_s, request.request_id),
             banned_ids=tuple(sorted(request.stop_ids)) if request.params.min_tokens else (),
+            drafting=Drafting(max_drafted) if max_drafted else None,
         )
 
     def __lt__(self, other: Sequence) -> bool:
@@ -106,6 +110,15 @@ class Sequence:
         """Whether a cached prefix serves it: not if something of every prompt token is wanted."""
         request = self.request
         return request.splittable and not request.pooling and not self.needs_prompt_logprobs
+
+    def check(self, block_size: int) -> None:
+        """Assert what must hold while it is open."""
+        if self.state is State.WAITING:
+            assert not self.block_ids and not self.num_computed and not self.in_flight
+            return
+        assert self.num_missing > 0, f"{self.request_id} has nothing to compute"
+        assert self.num_computed <= self.num_planned
+        assert self.num_planned <= len(self.block_ids) * block_size
 
     def restart(self) -> None:
         """Forget what is computed and keep what is known; its blocks must be released."""

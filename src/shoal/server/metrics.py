@@ -31,6 +31,8 @@ _COUNTERS = {
     "prompt_tokens": "Prompt tokens of the samples started",
     "prefix_hit_tokens": "Prompt tokens found in the KV cache",
     "generated_tokens": "Tokens drawn",
+    "drafted_tokens": "Tokens guessed ahead of being drawn",
+    "accepted_tokens": "Guessed tokens that were right: each saved a step",
     "preemptions": "Running samples put back to wait",
     "steps": "Forward passes",
     "step_seconds": "Time spent in forward passes",

@@ -19,7 +19,7 @@ _MIN_KEYS = 256
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """T tokens of all chunks, one after the other: single tokens first, by length.
+    """T tokens of all chunks, one after the other: decodes first, by tokens and by length.
 
     `last_rows[i]` is the row of chunk i's last token.
     """
@@ -34,8 +34,8 @@ class Batch:
 
 def build_batch(chunks: list[Chunk], block_size: int) -> Batch:
     """Lay out a plan's chunks; the order of the batch's chunks is its own."""
-    decodes = sorted((c for c in chunks if len(c.tokens) == 1), key=lambda chunk: chunk.start)
-    prompts = [c for c in chunks if len(c.tokens) > 1]
+    decodes = sorted(filter(_is_decode, chunks), key=lambda chunk: (len(chunk.tokens), chunk.start))
+    prompts = [chunk for chunk in chunks if not _is_decode(chunk)]
     ordered = decodes + prompts
     lengths = np.array([len(chunk.tokens) for chunk in ordered])
     ends = lengths.cumsum()
@@ -43,7 +43,7 @@ def build_batch(chunks: list[Chunk], block_size: int) -> Batch:
     positions = np.concatenate([np.arange(c.start, c.start + len(c.tokens)) for c in ordered])
     slots = [_slots(chunk, block_size) for chunk in ordered]
     new_slots = np.concatenate([s[chunk.start :] for s, chunk in zip(slots, ordered, strict=True)])
-    groups = _decode_groups(decodes, slots[: len(decodes)])
+    groups = _decode_groups(decodes, slots[: len(decodes)], (ends - lengths).tolist())
     for row, chunk in enumerate(prompts, start=len(decodes)):
         groups.append(_prompt_group(chunk, slots[row], int(ends[row])))
     return Batch(
@@ -63,28 +63,41 @@ def _slots(chunk: Chunk, block_size: int) -> np.ndarray:
     return slots[: chunk.start + len(chunk.tokens)]
 
 
-def _decode_groups(chunks: list[Chunk], slots: list[np.ndarray]) -> list[Group]:
-    """Chunks of one token, sorted by length, cut where padding would cost too much."""
+def _is_decode(chunk: Chunk) -> bool:
+    """One token that is known, and perhaps guesses behind it."""
+    return len(chunk.tokens) == 1 + chunk.num_drafted
+
+
+def _decode_groups(
+    chunks: list[Chunk], slots: list[np.ndarray], first_rows: list[int]
+) -> list[Group]:
+    """Of as many tokens each, cut where padding would cost too much."""
     groups = []
     first = 0
     while first < len(chunks):
-        limit = max(_MIN_KEYS, int((chunks[first].start + 1) * _MAX_PADDING))
+        num_tokens = len(chunks[first].tokens)
+        limit = max(_MIN_KEYS, int((chunks[first].start + num_tokens) * _MAX_PADDING))
         stop = first + 1
-        while stop < len(chunks) and chunks[stop].start + 1 <= limit:
+        while stop < len(chunks) and _is_alike(chunks[stop], num_tokens, limit):
             stop += 1
-        groups.append(_decode_group(first, chunks[first:stop], slots[first:stop]))
+        groups.append(_decode_group(first_rows[first], chunks[first:stop], slots[first:stop]))
         first = stop
     return groups
 
 
-def _decode_group(first: int, chunks: list[Chunk], slots: list[np.ndarray]) -> Group:
+def _is_alike(chunk: Chunk, num_tokens: int, most_keys: int) -> bool:
+    return len(chunk.tokens) == num_tokens and chunk.start + num_tokens <= most_keys
+
+
+def _decode_group(first_row: int, chunks: list[Chunk], slots: list[np.ndarray]) -> Group:
+    num_tokens = len(chunks[0].tokens)
     longest = max(len(s) for s in slots)
     # Padding points at a sequence's own first slot: always allocated, always masked.
     padded = np.stack([np.pad(s, (0, longest - len(s)), constant_values=s[0]) for s in slots])
-    positions = np.array([[chunk.start] for chunk in chunks])
+    positions = np.array([[chunk.start] for chunk in chunks]) + np.arange(num_tokens)
     return Group(
-        start=first,
-        stop=first + len(chunks),
+        start=first_row,
+        stop=first_row + len(chunks) * num_tokens,
         slots_BL=torch.from_numpy(padded),
         positions_BQ=torch.from_numpy(positions),
     )

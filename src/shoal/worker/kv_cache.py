@@ -7,7 +7,7 @@ import torch
 
 from shoal.compute import native
 from shoal.compute.kv_types import head_bytes, held_width, narrow
-from shoal.compute.zeroed_memory import zeroed
+from shoal.compute.zeroed_memory import take, zeroed
 from shoal.errors import OutOfMemory
 from shoal.models.config import DecoderConfig
 from shoal.parallel.partition import Shard
@@ -48,12 +48,12 @@ class KVCache:
         self.keys, self.values = tensors[::2], tensors[1::2]
 
     def take_memory(self) -> None:
-        """Before anything is written: so a lack of memory shows at the start and use stays flat.
+        """At the start: so that a lack of it shows there and use stays flat. Raises OutOfMemory.
 
-        Takes about a second for a GiB.
+        Takes about a second for a GiB; the cache may be used meanwhile.
         """
         for tensor in (*self.keys, *self.values):
-            tensor.fill_(0)
+            take(tensor)
 
     def write(
         self, layer: int, slots_T: torch.Tensor, k_TGD: torch.Tensor, v_TGD: torch.Tensor

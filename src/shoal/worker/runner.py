@@ -8,11 +8,12 @@ from __future__ import annotations
 import torch
 
 from shoal.compute.attention import Group, paged_attention
-from shoal.compute.sampler import sample, token_logprobs
+from shoal.compute.sampler import token_logprobs
 from shoal.messages import Chunk, ChunkResult, TokenLogprobs
 from shoal.models.decoder import Decoder
 from shoal.models.encoder import Encoder
 from shoal.worker.batch import Batch, build_batch
+from shoal.worker.draws import Draws
 from shoal.worker.kv_cache import KVCache
 
 # Prompt log-probabilities need logits of every row; so many rows at a time bound the memory.
@@ -68,52 +69,23 @@ class DecoderRunner:
 
         Of a stage's tensor ranks only rank 0 sees the logits; the others' results lack them.
         """
-        drawn = self._sample(batch, x_TE)
+        draws = Draws(batch)
+        if draws.rows and (logits_NV := self._logits(x_TE[draws.rows])) is not None:
+            draws.draw(logits_NV)
         return [
-            self._result(chunk, x_TE[last_row + 1 - len(chunk.tokens) : last_row + 1], drawn)
+            self._result(chunk, x_TE[last_row + 1 - len(chunk.tokens) : last_row + 1], draws)
             for chunk, last_row in zip(batch.chunks, batch.last_rows, strict=True)
         ]
 
-    def _result(
-        self,
-        chunk: Chunk,
-        x_CE: torch.Tensor,
-        drawn: dict[int, tuple[int, TokenLogprobs | None]],
-    ) -> ChunkResult:
-        token_id, logprobs = drawn.get(chunk.request_id, (None, None))
+    def _result(self, chunk: Chunk, x_CE: torch.Tensor, draws: Draws) -> ChunkResult:
+        token_ids, logprobs = draws.of(chunk)
         return ChunkResult(
             request_id=chunk.request_id,
-            token_id=token_id,
+            token_ids=token_ids,
             logprobs=logprobs,
             prompt_logprobs=self._score(chunk, x_CE) if chunk.score_targets else [],
             pooled=_sum_bytes(self._decoder.norm(x_CE)) if chunk.pooling else b"",
         )
-
-    def _sample(
-        self, batch: Batch, x_TE: torch.Tensor
-    ) -> dict[int, tuple[int, TokenLogprobs | None]]:
-        wanted = [
-            (chunk, chunk.sampling, row)
-            for chunk, row in zip(batch.chunks, batch.last_rows, strict=True)
-            if chunk.sampling is not None
-        ]
-        if not wanted:
-            return {}
-        logits_NV = self._logits(x_TE[[row for _, _, row in wanted]])
-        if logits_NV is None:
-            return {}
-        samplings = [sampling for _, sampling, _ in wanted]
-        scored = [i for i, s in enumerate(samplings) if s.num_logprobs is not None]
-        raw_NV = logits_NV[scored].clone() if scored else None
-        tokens = sample(logits_NV, samplings)
-        logprobs: dict[int, TokenLogprobs] = {}
-        if raw_NV is not None:
-            counts = [samplings[i].num_logprobs or 0 for i in scored]
-            values = token_logprobs(raw_NV, [tokens[i] for i in scored], counts)
-            logprobs = dict(zip(scored, values, strict=True))
-        return {
-            chunk.request_id: (tokens[i], logprobs.get(i)) for i, (chunk, _, _) in enumerate(wanted)
-        }
 
     def _score(self, chunk: Chunk, x_CE: torch.Tensor) -> list[TokenLogprobs]:
         scored: list[TokenLogprobs] = []

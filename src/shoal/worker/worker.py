@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+from threading import Thread
 from typing import Protocol
 
 import torch
@@ -11,7 +13,7 @@ from shoal.compute.kernels import choose_kv_dtype, choose_scheme
 from shoal.compute.kv_types import name_of
 from shoal.compute.linear import Scheme
 from shoal.config import EngineConfig
-from shoal.errors import ConfigError
+from shoal.errors import ConfigError, OutOfMemory
 from shoal.messages import Chunk, ChunkResult, Plan, StepResult
 from shoal.models.config import decoder_config, encoder_config
 from shoal.models.registry import model_kind
@@ -22,6 +24,8 @@ from shoal.weights.source import ModelFiles, open_source
 from shoal.weights.tensors import TensorSource
 from shoal.worker.kv_cache import KVCache, num_blocks_for
 from shoal.worker.runner import DecoderRunner, EncoderRunner
+
+log = logging.getLogger(__name__)
 
 
 class Runner(Protocol):
@@ -82,7 +86,7 @@ def _load_decoder_worker(source: TensorSource, config: EngineConfig, scheme: Sch
     )
     num_slots = num_blocks * config.block_size
     cache = KVCache(model, shard, num_slots=num_slots, dtype=kv_dtype)
-    cache.take_memory()
+    Thread(target=_take_memory, args=(cache,), name="shoal-cache", daemon=True).start()
     return Worker(
         DecoderRunner(decoder, cache, block_size=config.block_size),
         num_blocks=num_blocks,
@@ -92,6 +96,14 @@ def _load_decoder_worker(source: TensorSource, config: EngineConfig, scheme: Sch
         description=f"{model.family}, {describe(scheme)}, "
         f"{name_of(kv_dtype)} KV cache of {num_slots:,} tokens",
     )
+
+
+def _take_memory(cache: KVCache) -> None:
+    """Beside the first requests, which need little of it."""
+    try:
+        cache.take_memory()
+    except OutOfMemory as error:
+        log.error("the KV cache will not last: %s", error)
 
 
 def _load_encoder_worker(source: TensorSource, config: EngineConfig, scheme: Scheme) -> Worker:

@@ -1,0 +1,78 @@
+"""The tokens that a step draws: one for a chunk, and one more for each guess that was right.
+
+N rows of logits, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from itertools import takewhile
+
+import torch
+from msgspec import structs
+
+from shoal.compute.sampler import sample, token_logprobs
+from shoal.messages import Chunk, Sampling, TokenLogprobs
+from shoal.worker.batch import Batch
+
+
+class Draws:
+    """Which rows of a batch are drawn from, and what came of it. `rows` [N]."""
+
+    def __init__(self, batch: Batch) -> None:
+        self.rows: list[int] = []
+        self._samplings: list[Sampling] = []
+        self._chunks: list[tuple[Chunk, int]] = []
+        """With the first of their rows among these."""
+        self._drawn: dict[int, tuple[list[int], list[TokenLogprobs]]] = {}
+        for chunk, last_row in zip(batch.chunks, batch.last_rows, strict=True):
+            if chunk.sampling is not None:
+                self._chunks.append((chunk, len(self.rows)))
+                self.rows += range(last_row - chunk.num_drafted, last_row + 1)
+                self._samplings += _samplings(chunk, chunk.sampling)
+
+    def draw(self, logits_NV: torch.Tensor) -> None:
+        """From float32 logits, which are overwritten.
+
+        Every row is drawn at once, as if the guesses before it were right; those behind the first
+        that was not are dropped.
+        """
+        scored = [i for i, s in enumerate(self._samplings) if s.num_logprobs is not None]
+        raw_NV = logits_NV[scored]
+        tokens = sample(logits_NV, self._samplings)
+        scores = dict(zip(scored, self._scores(scored, raw_NV, tokens), strict=True))
+        for chunk, first in self._chunks:
+            guesses = chunk.tokens[len(chunk.tokens) - chunk.num_drafted :]
+            drawn = tokens[first : first + len(guesses) + 1]
+            stop = first + _num_right(guesses, drawn) + 1
+            kept = [scores[i] for i in range(first, stop) if i in scores]
+            self._drawn[chunk.request_id] = (tokens[first:stop], kept)
+
+    def of(self, chunk: Chunk) -> tuple[list[int], list[TokenLogprobs]]:
+        """Its tokens and their log-probabilities; neither where nothing was drawn for it."""
+        return self._drawn.get(chunk.request_id, ([], []))
+
+    def _scores(
+        self, rows: list[int], raw_NV: torch.Tensor, tokens: list[int]
+    ) -> list[TokenLogprobs]:
+        if not rows:
+            return []
+        counts = [self._samplings[i].num_logprobs or 0 for i in rows]
+        return token_logprobs(raw_NV, [tokens[i] for i in rows], counts)
+
+
+def _samplings(chunk: Chunk, sampling: Sampling) -> list[Sampling]:
+    """How each row is drawn from: the first as the chunk says, the others further on."""
+    guesses = chunk.tokens[len(chunk.tokens) - chunk.num_drafted :]
+    return [sampling] + [
+        structs.replace(
+            sampling,
+            position=sampling.position + number,
+            output_history=sampling.output_history + guesses[:number],
+        )
+        for number in range(1, len(guesses) + 1)
+    ]
+
+
+def _num_right(guesses: list[int], drawn: list[int]) -> int:
+    pairs = zip(guesses, drawn, strict=False)
+    return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
