@@ -100,11 +100,14 @@ def generate(
         accept_terms=accept_terms,
     )
     with open_llm(model, options) as llm:
-        tokens = _tokens(llm, text, chat=chat)
-        if as_json or n > 1:
-            _print_all(llm, tokens, params, as_json=as_json)
-        else:
-            _print_stream(llm, tokens, params)
+        _answer(llm, _tokens(llm, text, chat=chat), params, as_json=as_json)
+
+
+def _answer(llm: LLM, tokens: list[int], params: SamplingParams, *, as_json: bool) -> None:
+    if as_json or params.n > 1:
+        _print_all(llm, tokens, params, as_json=as_json)
+    else:
+        _print_stream(llm, tokens, params)
 
 
 def _prompt_text(prompt: str) -> str:

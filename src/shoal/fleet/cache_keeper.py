@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import msgspec
 import psutil
 
-from shoal.parallel.control import KeptCache
+from shoal.parallel.control import Formed, KeptCache
 from shoal.parallel.partition import Shard
 
 log = logging.getLogger(__name__)
@@ -29,6 +29,10 @@ class FormedCache(msgspec.Struct, frozen=True):
     dtype: str
     descriptor: int
     pid: int | None
+
+    @classmethod
+    def of(cls, shard: Shard, formed: Formed, pid: int | None) -> FormedCache:
+        return cls(shard, formed.cache, formed.cache_dtype, formed.cache_descriptor, pid)
 
 
 class CacheKeeper:
