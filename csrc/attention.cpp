@@ -1,11 +1,9 @@
 #include "attention.h"
 
 #include <algorithm>
-#include <cstring>
 #include <stdexcept>
 #include <vector>
 
-#include "isa.h"
 #include "matrix.h"
 #include "pool.h"
 
@@ -29,6 +27,11 @@ void share(int64_t count, int64_t floats_each, const Each& each) {
 // Queries of one sequence that are done together: each key that is read serves them all.
 constexpr int64_t kQueriesAtOnce = 8;
 
+// A line of a processor's cache: vectors that cross none are read and written faster.
+struct alignas(64) Line {
+  float values[16];
+};
+
 void attend_some(const Cache& cache, const Queries& queries, int64_t sequence, int64_t first,
                  int64_t count, int kv_head) {
   const int num_heads = queries.num_heads / cache.num_kv_heads;
@@ -43,18 +46,19 @@ void attend_some(const Cache& cache, const Queries& queries, int64_t sequence, i
       static_cast<int>(count),
       num_heads,
       cache.head_dim,
-      cache.keys + kv_head * cache.head_dim,
-      cache.values + kv_head * cache.head_dim,
-      cache.slot_stride(),
+      cache.keys + kv_head * cache.head_bytes(),
+      cache.values + kv_head * cache.head_bytes(),
+      cache.slot_bytes(),
       queries.slots + sequence * queries.width,
       queries.positions[row],
       queries.window,
       queries.scale,
       queries.softcap,
   };
-  thread_local std::vector<float> scores;
-  scores.resize(count * num_heads * some.scores_width());
-  isa().attend(some, scores.data());
+  thread_local std::vector<Line> scores;
+  const int64_t num_floats = count * num_heads * some.scores_width() + kKeysAtOnce * cache.head_dim;
+  scores.resize((num_floats + 15) / 16);
+  isa().attend[static_cast<int>(cache.type)](some, scores.data()->values);
 }
 
 void check(const Cache& cache, const int64_t* slots, int64_t count) {
@@ -76,11 +80,13 @@ void check(const Cache& cache, const Queries& queries) {
 void store(const Cache& cache, const float* k, int64_t k_stride, const float* v, int64_t v_stride,
            const int64_t* slots, int64_t num_tokens) {
   check(cache, slots, num_tokens);
-  const int64_t width = cache.slot_stride();
-  share(num_tokens, 2 * width, [&](int64_t first, int64_t stop) {
+  const int num_heads = cache.num_kv_heads, head_dim = cache.head_dim;
+  const auto store_heads = isa().store[static_cast<int>(cache.type)];
+  share(num_tokens, int64_t{2} * num_heads * head_dim, [&](int64_t first, int64_t stop) {
     for (int64_t token = first; token < stop; ++token) {
-      std::memcpy(cache.keys + slots[token] * width, k + token * k_stride, width * sizeof(float));
-      std::memcpy(cache.values + slots[token] * width, v + token * v_stride, width * sizeof(float));
+      const int64_t at = slots[token] * cache.slot_bytes();
+      store_heads(k + token * k_stride, num_heads, head_dim, cache.keys + at);
+      store_heads(v + token * v_stride, num_heads, head_dim, cache.values + at);
     }
   });
 }

@@ -3,17 +3,21 @@
 
 #include <cstdint>
 
+#include "isa.h"
+
 namespace shoal {
 
-// Of one layer: [num_slots, num_kv_heads, head_dim] each.
+// Of one layer: [num_slots, num_kv_heads, head_dim] each, as `type` says.
 struct Cache {
-  float* keys;
-  float* values;
+  CacheType type;
+  uint8_t* keys;
+  uint8_t* values;
   int64_t num_slots;
   int num_kv_heads;
   int head_dim;
 
-  int64_t slot_stride() const { return int64_t{num_kv_heads} * head_dim; }
+  int64_t head_bytes() const { return shoal::head_bytes(type, head_dim); }
+  int64_t slot_bytes() const { return num_kv_heads * head_bytes(); }
 };
 
 // Throws std::out_of_range for a slot that the cache has not, here and below.

@@ -16,6 +16,23 @@ constexpr int kTile8Bytes = kTile * kGroup + kTile * 2;
 
 enum class Activation : int { kSilu = 0, kGelu = 1, kGeluTanh = 2 };
 
+// What a KV cache holds its numbers in; 8-bit codes of a head are followed by a float16 step for each
+// kStepGroup of them.
+enum class CacheType : int { kFloat32 = 0, kFloat16 = 1, kInt8 = 2 };
+constexpr int kNumCacheTypes = 3;
+
+constexpr int kStepGroup = 64;
+
+constexpr int64_t head_bytes(CacheType type, int head_dim) {
+  if (type == CacheType::kInt8) return head_dim + (head_dim + kStepGroup - 1) / kStepGroup * 2;
+  return int64_t{head_dim} * (type == CacheType::kFloat16 ? 2 : 4);
+}
+
+// So many keys' values stay in a core's first cache while all rows pass by.
+constexpr int kKeysAtOnce = 32;
+// So early keys are asked for that they are there when their turn comes.
+constexpr int kKeysAhead = 32;
+
 // So many rows share each weight that is unpacked, as many as leave their sums in registers.
 constexpr int kBlock = 4;
 
@@ -40,7 +57,7 @@ struct TileOut {
 
 // Queries of one sequence, one after the other, over one kv head: q and out [num_queries,
 // num_heads, head_dim], tokens so many floats apart. Keys lie in a cache whose slots are
-// `slot_stride` floats apart; `slots` says where, from the sequence's first token on.
+// `slot_bytes` apart; `slots` says where, from the sequence's first token on.
 struct HeadQueries {
   const float* q;
   int64_t q_stride;
@@ -49,9 +66,9 @@ struct HeadQueries {
   int num_queries;
   int num_heads;
   int head_dim;
-  const float* keys;
-  const float* values;
-  int64_t slot_stride;
+  const uint8_t* keys;
+  const uint8_t* values;
+  int64_t slot_bytes;
   const int64_t* slots;
   int64_t position;  // of the first query: it sees keys up to its own
   int64_t window;    // how many of them at most; 0: all
@@ -59,12 +76,13 @@ struct HeadQueries {
   float softcap;  // 0: none
 
   int64_t stop(int query) const { return position + query + 1; }
+  int64_t last() const { return stop(num_queries - 1) - 1; }  // key that a query sees
   int64_t first(int query) const {
     return window == 0 || window > stop(query) ? 0 : stop(query) - window;
   }
   // Scores are kept from a multiple of 8 to another, for all queries.
   int64_t scores_first() const { return first(0) / 8 * 8; }
-  int64_t scores_width() const { return (stop(num_queries - 1) + 7) / 8 * 8 - scores_first(); }
+  int64_t scores_width() const { return last() / 8 * 8 + 8 - scores_first(); }
 };
 
 struct Isa {
@@ -77,8 +95,10 @@ struct Isa {
                    float* sums);
   void (*tile4)(const uint8_t* tile, const Codes& x, const TileOut& out);
   void (*tile8)(const uint8_t* tile, const Codes& x, const TileOut& out);
-  // `head_dim` is a multiple of 8. `scores` has room for scores_width() of each head and query.
-  void (*attend)(const HeadQueries& queries, float* scores);
+  // A token's heads, x [num_heads, head_dim], `head_dim` a multiple of 8; by CacheType, as below.
+  void (*store[kNumCacheTypes])(const float* x, int num_heads, int head_dim, uint8_t* to);
+  // `scores` has room for scores_width() of each head and query, and for kKeysAtOnce heads.
+  void (*attend[kNumCacheTypes])(const HeadQueries& queries, float* scores);
   // Element i of a head turns with element i + head_dim / 2.
   void (*rotate)(float* x, int num_heads, int head_dim, const float* cos, const float* sin);
 };

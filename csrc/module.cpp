@@ -74,9 +74,10 @@ NB_MODULE(shoal_kernels, m) {
                              static_cast<Activation>(activation)}, y, y_stride, bias);
       });
   nb::class_<Cache>(m, "Cache")
-      .def("__init__", [](Cache* self, uintptr_t keys, uintptr_t values, int64_t num_slots,
-                          int num_kv_heads, int head_dim) {
-        new (self) Cache{at<float>(keys), at<float>(values), num_slots, num_kv_heads, head_dim};
+      .def("__init__", [](Cache* self, int type, uintptr_t keys, uintptr_t values,
+                          int64_t num_slots, int num_kv_heads, int head_dim) {
+        new (self) Cache{static_cast<CacheType>(type), at<uint8_t>(keys), at<uint8_t>(values),
+                         num_slots, num_kv_heads, head_dim};
       })
       .def("store", [](const Cache& cache, uintptr_t k, int64_t k_stride, uintptr_t v,
                        int64_t v_stride, uintptr_t slots, int64_t num_tokens) {

@@ -2,25 +2,13 @@
 #include <cmath>
 #include <cstring>
 
+#include "isa/half.inc"
 #include "matrix.h"
 #include "pool.h"
 
 namespace shoal {
 
 namespace {
-
-uint16_t narrow(float value) {
-  const _Float16 half = static_cast<_Float16>(value);
-  uint16_t bits;
-  std::memcpy(&bits, &half, sizeof bits);
-  return bits;
-}
-
-float widen(uint16_t bits) {
-  _Float16 half;
-  std::memcpy(&half, &bits, sizeof half);
-  return static_cast<float>(half);
-}
 
 // Where the code of a row and column of a group lies in its tile, counted in bytes of 8-bit codes.
 int place(int row, int column) { return column / 4 * 4 * kTile + row * 4 + column % 4; }

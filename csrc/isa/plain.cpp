@@ -9,6 +9,31 @@ inline F8 fma8(F8 a, F8 b, F8 c) { return a * b + c; }
 
 inline F8 broadcast8(const float* from) { return F8{} + *from; }
 
+inline float widen1(const uint8_t* from) {
+  uint16_t half;
+  std::memcpy(&half, from, sizeof half);
+  return widen(half);
+}
+
+inline F8 widen8(const uint8_t* from) {
+  F8 value;
+  for (int i = 0; i < 8; ++i) value[i] = widen1(from + 2 * i);
+  return value;
+}
+
+inline void narrow8(F8 value, uint8_t* to) {
+  for (int i = 0; i < 8; ++i) {
+    const uint16_t half = narrow(value[i]);
+    std::memcpy(to + 2 * i, &half, sizeof half);
+  }
+}
+
+inline F8 widen_codes8(const uint8_t* from) {
+  F8 value;
+  for (int i = 0; i < 8; ++i) value[i] = static_cast<int8_t>(from[i]);
+  return value;
+}
+
 }  // namespace
 }  // namespace shoal
 
@@ -16,16 +41,6 @@ inline F8 broadcast8(const float* from) { return F8{} + *from; }
 
 namespace shoal {
 namespace {
-
-inline F8 widen8(const uint8_t* from) {
-  F8 value;
-  for (int i = 0; i < 8; ++i) {
-    uint16_t half;
-    std::memcpy(&half, from + 2 * i, sizeof half);
-    value[i] = widen(half);
-  }
-  return value;
-}
 
 // `codes[4 * row + i]` is the weight of column `4 * part + i`.
 struct Quads {

@@ -11,6 +11,7 @@ from shoal.errors import ConfigError
 
 DType = Literal["auto", "float32", "bfloat16"]
 Quantize = Literal["auto", "none", "int8", "int4"]
+KVDType = Literal["auto", "float32", "float16", "int8"]
 Route = Literal["random", "round-robin", "least-loaded", "two-choices", "prefix"]
 WireFormat = Literal["exact", "int8"]
 Transport = Literal["auto", "shared-memory", "sockets", "gloo", "nccl"]
@@ -70,6 +71,7 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     served_name: str | None = None
     dtype: DType = "auto"
     quantize: Quantize = "auto"
+    kv_dtype: KVDType = "auto"
     max_context: int | None = None
     kv_memory_bytes: int | None = None
     block_size: int = 16

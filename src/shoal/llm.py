@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
 
-from shoal.config import DType, EngineConfig, Quantize, Split, parse_bytes
+from shoal.config import DType, EngineConfig, KVDType, Quantize, Split, parse_bytes
 from shoal.engine.api import Delta, ModelInfo
 from shoal.engine.outputs import RequestOutput, gather
 from shoal.engine.streams import SyncStream
@@ -46,6 +46,7 @@ class LLM:
         *,
         dtype: DType = "auto",
         quantize: Quantize = "auto",
+        kv_dtype: KVDType = "auto",
         max_context: int | None = None,
         kv_memory: int | str | None = None,
         max_step_tokens: int = 512,
@@ -61,6 +62,7 @@ class LLM:
             model=model,
             dtype=dtype,
             quantize=quantize,
+            kv_dtype=kv_dtype,
             max_context=max_context,
             kv_memory_bytes=parse_bytes(kv_memory) if isinstance(kv_memory, str) else kv_memory,
             max_step_tokens=max_step_tokens,

@@ -35,4 +35,4 @@ def test_every_millisecond_of_a_step_has_a_name() -> None:
     assert shape.head_weights == 49152 * 576
     assert shape.layer_weights == 30 * layer + 61 * 576
     # In float32: keys and values of 3 heads of 64, in 30 layers.
-    assert shape.kv_bytes_per_token == pytest.approx(2 * 30 * 192 * 4, rel=0.02)
+    assert shape.kv_bytes_per_token == pytest.approx(2 * 30 * 192 * 2, rel=0.02)

@@ -29,7 +29,7 @@ def keeper() -> Iterator[CacheKeeper]:
 
 
 def formed(memory: CacheMemory, *, pid: int | None, shard: Shard = SHARD) -> FormedCache:
-    return FormedCache(shard, memory.identity, memory.descriptor, pid)
+    return FormedCache(shard, memory.identity, "int8", memory.descriptor, pid)
 
 
 def ended_pid() -> int:
@@ -51,7 +51,8 @@ def test_a_successor_finds_what_the_last_worker_wrote(keeper: CacheKeeper) -> No
     del memory
     kept = keeper.offer(0, SHARD, BLOCKS, pid=os.getpid())
     assert kept is not None
-    again = CacheMemory.of(kept, BYTES)
+    assert CacheMemory.of(kept, BYTES, torch.float16) is None
+    again = CacheMemory.of(kept, BYTES, torch.int8)
     assert again is not None
     assert numbers(again).tolist() == list(range(8))
     assert again.identity == identity
@@ -88,5 +89,8 @@ def test_content_counts_only_if_every_cache_is_the_one_of_before(keeper: CacheKe
 def test_a_path_that_leads_nowhere_or_elsewhere_is_not_taken() -> None:
     memory = CacheMemory(BYTES)
     path = f"/proc/{os.getpid()}/fd/{memory.descriptor}"
-    assert CacheMemory.of(KeptCache(path=path, identity="x"), 2 * BYTES) is None
-    assert CacheMemory.of(KeptCache(path="/proc/0/fd/0", identity="x"), BYTES) is None
+    kept = KeptCache(path=path, identity="x", dtype="float16")
+    assert CacheMemory.of(kept, BYTES, torch.float16) is not None
+    assert CacheMemory.of(kept, 2 * BYTES, torch.float16) is None
+    elsewhere = msgspec.structs.replace(kept, path="/proc/0/fd/0")
+    assert CacheMemory.of(elsewhere, BYTES, torch.float16) is None

@@ -178,16 +178,24 @@ CONFIG = {
         (Scheme(many="int8", few="int4", few_rows=3), False, 1 + 0.625, 2 + 2),
     ],
 )
+@pytest.mark.parametrize(
+    ("kv_dtype", "head_bytes"), [(torch.float32, 64), (torch.float16, 32), (torch.int8, 18)]
+)
 def test_a_model_costs_what_its_scheme_holds(
-    scheme: Scheme, in_4_bits: bool, bytes_per_weight: float, tables_bytes: float
+    scheme: Scheme,
+    in_4_bits: bool,
+    bytes_per_weight: float,
+    tables_bytes: float,
+    kv_dtype: torch.dtype,
+    head_bytes: int,
 ) -> None:
     config = decoder_config(CONFIG)
-    cost = model_cost(config, scheme, name="m", precision="auto", in_4_bits=in_4_bits)
+    cost = model_cost(config, scheme, kv_dtype, name="m", precision="auto", in_4_bits=in_4_bits)
     whole = whole_shard(cost.dims).slice
     # QKV, output, gate and up, down.
     weights = 64 * (64 + 32 + 32) + 64 * 64 + 64 * 192 + 96 * 64
     assert cost.layer_weights(whole) == weights
-    kv_bytes = 2 * 2 * 16 * scheme.dtype.itemsize
+    kv_bytes = 2 * 2 * head_bytes
     assert cost.layer_bytes(whole, 10) == weights * bytes_per_weight + 10 * kv_bytes
     held = cost.table_bytes(whole, is_first=True, is_last=True)
     assert held == 100 * 64 * tables_bytes

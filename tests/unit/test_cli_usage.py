@@ -68,6 +68,7 @@ def test_version() -> None:
         (("generate", "x", "--max-token", "1"), "--max-tokens"),
         (("serve", "x", "--dtype", "fp32"), "'float32'"),
         (("serve", "x", "--quantize", "int5"), "'int4'"),
+        (("serve", "x", "--kv-dtype", "int4"), "'float16'"),
         (("serve", "x", "--port", "70000"), "65535"),
         (("serve", "x", "--kv-memory", "lots"), "512M, 2GiB or 1.5GB"),
         (("serve", "x", "--max-running", "0"), "max_running must be positive, got 0"),

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from shoal.compute import kernels, native
-from shoal.compute.kernels import choose_scheme
+from shoal.compute.kernels import choose_kv_dtype, choose_scheme
+from shoal.compute.linear import Scheme
 from shoal.errors import ConfigError
 
 
@@ -25,6 +26,18 @@ def test_native_kernels_take_any_number_of_rows() -> None:
     for quantize, weights in (("auto", "as_stored"), ("int8", "int8"), ("int4", "int4")):
         scheme = choose_scheme("auto", quantize)  # type: ignore[arg-type]
         assert (scheme.dtype, scheme.few, scheme.many) == (torch.float32, weights, "native")
+
+
+def test_the_caches_type_is_what_was_asked_for_or_goes_by_the_kernels() -> None:
+    whole, native_kernels = Scheme(dtype=torch.bfloat16), Scheme(many="native", few="int8")
+    assert choose_kv_dtype("auto", "auto", native_kernels) == torch.float16
+    assert choose_kv_dtype("auto", "float32", native_kernels) == torch.float32
+    assert choose_kv_dtype("auto", "auto", Scheme()) == torch.float32
+    assert choose_kv_dtype("auto", "bfloat16", whole) == torch.bfloat16
+    for scheme in (whole, native_kernels):
+        assert choose_kv_dtype("int8", "float32", scheme) == torch.int8
+        assert choose_kv_dtype("float16", "auto", scheme) == torch.float16
+        assert choose_kv_dtype("float32", "bfloat16", scheme) == torch.float32
 
 
 @pytest.mark.usefixtures("without_native")

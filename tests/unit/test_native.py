@@ -11,11 +11,13 @@ import torch.nn.functional as F
 
 from shoal.compute import native
 from shoal.compute.affine import Affine4, quantize_affine4
+from shoal.compute.kv_types import held_width, narrow, widen
 from shoal.compute.native import Activation, GatedLinear, NativeLinear, NormedLinear
 
 kernels = pytest.importorskip("shoal_kernels", reason="csrc was not built: no compiler")
 
 ROWS = (1, 2, 5, 7, 13, 130)
+KV_DTYPES = (torch.float32, torch.float16, torch.int8)
 ACTIVATIONS: dict[Activation, object] = {
     "silu": F.silu,
     "gelu": F.gelu,
@@ -144,7 +146,39 @@ def attended(
     return torch.einsum("hql,lhd->qhd", weights, v).float()
 
 
-@pytest.mark.parametrize(("num_heads", "num_kv_heads", "head_dim"), [(6, 2, 64), (3, 3, 40)])
+def caches(num_slots: int, num_kv_heads: int, head_dim: int, dtype: torch.dtype) -> torch.Tensor:
+    """Of keys and of values, with what nobody should read."""
+    shape = (2, num_slots, num_kv_heads, held_width(dtype, head_dim))
+    return torch.full(shape, 99 if dtype == torch.int8 else torch.nan, dtype=dtype)
+
+
+@pytest.mark.parametrize("kv_dtype", KV_DTYPES)
+@pytest.mark.parametrize("head_dim", [40, 64, 144])
+def test_a_cache_holds_what_torch_would_have_stored(
+    rng: torch.Generator, kv_dtype: torch.dtype, head_dim: int
+) -> None:
+    sizes = torch.tensor([0.0, 1e-7, 1e-5, 1e-3, 0.3, 1.0, 20.0, 1e4, 1e6, 1e9]).view(-1, 1, 1)
+    k_TGD = torch.randn(10, 2, head_dim, generator=rng) * sizes
+    v_TGD = k_TGD.flip(0)
+    slots_T = torch.tensor([3, 9, 1, 15, 0, 4, 12, 11, 6, 8])
+    keys, values = caches(16, 2, head_dim, kv_dtype).unbind()
+    native.store(keys, values, k_TGD, v_TGD, slots_T)
+    for cache, x_TGD in ((keys, k_TGD), (values, v_TGD)):
+        held = cache[slots_T]
+        assert torch.equal(held, narrow(x_TGD, kv_dtype))
+        usual = slice(3, 7)
+        precise = {torch.float32: 0.0, torch.float16: 5e-4, torch.int8: 1e-2}[kv_dtype]
+        assert error(widen(held, torch.float32)[usual], x_TGD[usual]) <= precise
+    untouched = sorted(set(range(16)) - set(slots_T.tolist()))
+    assert torch.equal(
+        keys[untouched].nan_to_num(), caches(6, 2, head_dim, kv_dtype)[0].nan_to_num()
+    )
+
+
+@pytest.mark.parametrize("kv_dtype", KV_DTYPES)
+@pytest.mark.parametrize(
+    ("num_heads", "num_kv_heads", "head_dim"), [(6, 2, 64), (3, 3, 40), (4, 1, 96)]
+)
 @pytest.mark.parametrize(("window", "softcap"), [(None, None), (11, None), (None, 2.0), (9, 5.0)])
 def test_attention_of_chunks_and_of_single_queries(
     rng: torch.Generator,
@@ -153,13 +187,14 @@ def test_attention_of_chunks_and_of_single_queries(
     head_dim: int,
     window: int | None,
     softcap: float | None,
+    kv_dtype: torch.dtype,
 ) -> None:
     num_keys, num_slots = 45, 64
     k_LGD, v_LGD = torch.randn(2, num_keys, num_kv_heads, head_dim, generator=rng).unbind()
     q_LHD = torch.randn(num_keys, num_heads, head_dim, generator=rng)
     slots_L = torch.randperm(num_slots, generator=rng)[:num_keys]
-    keys, values = torch.full((2, num_slots, num_kv_heads, head_dim), torch.nan).unbind()
-    assert native.can_attend(keys, num_heads)
+    keys, values = caches(num_slots, num_kv_heads, head_dim, kv_dtype).unbind()
+    assert native.can_attend(q_LHD, keys)
     native.store(keys, values, k_LGD, v_LGD, slots_L)
     how = {"window": window, "softcap": softcap}
 
@@ -173,6 +208,7 @@ def test_attention_of_chunks_and_of_single_queries(
         return out
 
     whole = attend(0, num_keys)
+    k_LGD, v_LGD = (widen(cache[slots_L], torch.float32) for cache in (keys, values))
     torch.testing.assert_close(whole, attended(q_LHD, k_LGD, v_LGD, **how))
     for first, stop in ((0, 1), (7, 8), (8, 9), (44, 45), (3, 30), (17, 45)):
         assert torch.equal(attend(first, stop), whole[first:stop])

@@ -27,7 +27,9 @@ needs_native = pytest.mark.skipif(
 def worker(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Worker:
     files = make_model(request.param, tmp_path_factory.mktemp("speculation") / request.param)
     set_num_threads(1)
-    return load_worker(files, EngineConfig(model=str(files.path), kv_memory_bytes=4 * 2**20))
+    # Over such a cache texts of these random models repeat themselves in each of the ways below.
+    config = EngineConfig(model=str(files.path), kv_dtype="float32", kv_memory_bytes=4 * 2**20)
+    return load_worker(files, config)
 
 
 def answers(worker: Worker, requests: list[Request], **options: Any) -> tuple[list[Event], Any]:

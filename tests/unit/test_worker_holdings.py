@@ -286,6 +286,25 @@ def test_a_worker_keeps_the_number_of_blocks(head: ScriptedHead, model: Path) ->
         worker.hear(Formed)
 
 
+def test_a_worker_does_not_go_on_with_a_cache_of_another_type(
+    head: ScriptedHead, model: Path
+) -> None:
+    worker = head.hire()
+    formed = []
+    for epoch, kv_dtype in enumerate(("int8", "int8", "float16"), start=1):
+        load = load_of(model, ALL, num_blocks=7)
+        config = structs.replace(load.config, kv_dtype=kv_dtype)
+        worker.say(structs.replace(load, config=config))
+        loaded = worker.hear(Loaded)
+        assert f"{kv_dtype} KV cache" in loaded.description
+        assert (loaded.num_read_bytes > 0) == (epoch == 1)
+        worker.say(form_of(epoch, num_blocks=7))
+        formed.append(worker.hear(Formed))
+    assert [each.cache_dtype for each in formed] == ["int8", "int8", "float16"]
+    first, same, other = (each.cache for each in formed)
+    assert first == same != other
+
+
 def test_a_caches_memory_is_taken_when_it_is_written_to_or_at_once() -> None:
     process = psutil.Process()
     shard = shards_of(DIMS, Span(0, 1), [1.0])[0]

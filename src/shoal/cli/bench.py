@@ -18,6 +18,7 @@ from shoal.cli.loading import LoadOptions, open_llm
 from shoal.cli.options import (
     AcceptTermsOption,
     DTypeOption,
+    KvDtypeOption,
     KvMemoryOption,
     OptionalModelArgument,
     QuantizeOption,
@@ -80,6 +81,7 @@ def bench(
     seed: LoadSeedOption = 0,
     dtype: DTypeOption = "auto",
     quantize: QuantizeOption = "auto",
+    kv_dtype: KvDtypeOption = "auto",
     kv_memory: KvMemoryOption = None,
     threads: ThreadsOption = None,
     accept_terms: AcceptTermsOption = False,
@@ -110,6 +112,7 @@ def bench(
         options = LoadOptions(
             dtype=dtype,
             quantize=quantize,
+            kv_dtype=kv_dtype,
             kv_memory=kv_memory,
             num_threads=threads,
             split=make_split(pipeline=pipeline, tensor=tensor, replicas=replicas),

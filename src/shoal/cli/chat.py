@@ -17,6 +17,7 @@ from shoal.cli.loading import LoadOptions, open_llm
 from shoal.cli.options import (
     AcceptTermsOption,
     DTypeOption,
+    KvDtypeOption,
     KvMemoryOption,
     MaxContextOption,
     MaxTokensOption,
@@ -54,6 +55,7 @@ def chat(
     seed: SeedOption = None,
     dtype: DTypeOption = "auto",
     quantize: QuantizeOption = "auto",
+    kv_dtype: KvDtypeOption = "auto",
     max_context: MaxContextOption = None,
     kv_memory: KvMemoryOption = None,
     threads: ThreadsOption = None,
@@ -72,6 +74,7 @@ def chat(
     options = LoadOptions(
         dtype=dtype,
         quantize=quantize,
+        kv_dtype=kv_dtype,
         max_context=max_context,
         kv_memory=kv_memory,
         num_threads=threads,

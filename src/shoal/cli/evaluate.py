@@ -14,6 +14,7 @@ from shoal.cli.loading import LoadOptions, open_llm
 from shoal.cli.options import (
     AcceptTermsOption,
     DTypeOption,
+    KvDtypeOption,
     ModelArgument,
     QuantizeOption,
     ThreadsOption,
@@ -25,7 +26,7 @@ from shoal.cli.split_options import (
     WireFormatOption,
     make_split,
 )
-from shoal.config import DType, Quantize
+from shoal.config import DType, KVDType, Quantize
 from shoal.errors import InvalidRequest, UnsupportedByModel
 from shoal.evaluate.perplexity import Perplexity, english_text, measure_perplexity
 
@@ -54,6 +55,7 @@ PRECISIONS: tuple[tuple[DType, Quantize], ...] = (
 class Score(msgspec.Struct, frozen=True, kw_only=True):
     dtype: DType
     quantize: Quantize
+    kv_dtype: KVDType
     description: str
     result: Perplexity
 
@@ -85,6 +87,7 @@ def perplexity(
     ] = 512,
     dtype: DTypeOption = "auto",
     quantize: QuantizeOption = "auto",
+    kv_dtype: KvDtypeOption = "auto",
     threads: ThreadsOption = None,
     accept_terms: AcceptTermsOption = False,
     pipeline: PipelineOption = 1,
@@ -104,6 +107,7 @@ def perplexity(
         options = LoadOptions(
             dtype=one_dtype,
             quantize=one_quantize,
+            kv_dtype=kv_dtype,
             num_threads=threads,
             split=make_split(pipeline=pipeline, tensor=tensor, wire=wire, transport=transport),
             accept_terms=accept_terms,
@@ -137,6 +141,7 @@ def _measure(
         return Score(
             dtype=options.dtype,
             quantize=options.quantize,
+            kv_dtype=options.kv_dtype,
             description=llm.info.description,
             result=result,
         )
@@ -181,6 +186,7 @@ def _record(
             {
                 "dtype": score.dtype,
                 "quantize": score.quantize,
+                "kv_dtype": score.kv_dtype,
                 "description": score.description,
                 "ratio": round(score.result.perplexity / base, 6),
                 **{

@@ -16,6 +16,7 @@ from shoal.cli.options import (
     AcceptTermsOption,
     DTypeOption,
     JsonOption,
+    KvDtypeOption,
     KvMemoryOption,
     MaxContextOption,
     MaxTokensOption,
@@ -71,6 +72,7 @@ def generate(
     as_json: JsonOption = False,
     dtype: DTypeOption = "auto",
     quantize: QuantizeOption = "auto",
+    kv_dtype: KvDtypeOption = "auto",
     max_context: MaxContextOption = None,
     kv_memory: KvMemoryOption = None,
     threads: ThreadsOption = None,
@@ -91,17 +93,21 @@ def generate(
     options = LoadOptions(
         dtype=dtype,
         quantize=quantize,
+        kv_dtype=kv_dtype,
         max_context=max_context,
         kv_memory=kv_memory,
         num_threads=threads,
         accept_terms=accept_terms,
     )
     with open_llm(model, options) as llm:
-        tokens = _tokens(llm, text, chat=chat)
-        if as_json or n > 1:
-            _print_all(llm, tokens, params, as_json=as_json)
-        else:
-            _print_stream(llm, tokens, params)
+        _answer(llm, _tokens(llm, text, chat=chat), params, as_json=as_json)
+
+
+def _answer(llm: LLM, tokens: list[int], params: SamplingParams, *, as_json: bool) -> None:
+    if as_json or params.n > 1:
+        _print_all(llm, tokens, params, as_json=as_json)
+    else:
+        _print_stream(llm, tokens, params)
 
 
 def _prompt_text(prompt: str) -> str:

@@ -58,7 +58,10 @@ def opened_journal(
     from shoal.journal.writer import SqliteJournal  # noqa: PLC0415
 
     size = size_of(files.path)
-    model = f"{name}, {size} bytes, dtype {config.dtype}, quantize {config.quantize}"
+    model = (
+        f"{name}, {size} bytes, dtype {config.dtype}, quantize {config.quantize}, "
+        f"KV cache {config.kv_dtype}"
+    )
     journal = SqliteJournal(path, model)
     try:
         yield journal

@@ -8,7 +8,7 @@ import msgspec
 
 from shoal.cli.console import err_console
 from shoal.cli.fetching import fetch
-from shoal.config import DType, Quantize, Split
+from shoal.config import DType, KVDType, Quantize, Split
 
 if TYPE_CHECKING:
     from shoal.llm import LLM
@@ -19,6 +19,7 @@ class LoadOptions(msgspec.Struct, frozen=True, kw_only=True):
 
     dtype: DType = "auto"
     quantize: Quantize = "auto"
+    kv_dtype: KVDType = "auto"
     max_context: int | None = None
     kv_memory: int | None = None
     num_threads: int | None = None
@@ -40,6 +41,7 @@ def open_llm(model: str, options: LoadOptions, **more: Any) -> LLM:
             model,
             dtype=options.dtype,
             quantize=options.quantize,
+            kv_dtype=options.kv_dtype,
             max_context=options.max_context,
             kv_memory=options.kv_memory,
             num_threads=options.num_threads,

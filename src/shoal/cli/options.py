@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from shoal.config import DType, Quantize, parse_bytes
+from shoal.config import DType, KVDType, Quantize, parse_bytes
 from shoal.errors import ConfigError, InvalidRequest
 
 MODEL_PANEL = "Model"
@@ -53,6 +53,14 @@ QuantizeOption = Annotated[
     typer.Option(
         help="Bits of the weights. auto: 4 as in the file or 8 for a few rows, 16 for many. "
         "int8 and int4 trade quality for speed.",
+        rich_help_panel=MODEL_PANEL,
+    ),
+]
+KvDtypeOption = Annotated[
+    KVDType,
+    typer.Option(
+        help="Type of keys and values in the cache. auto: float16 with the native kernels, unless "
+        "--dtype names a type; int8 takes half of that.",
         rich_help_panel=MODEL_PANEL,
     ),
 ]

@@ -15,6 +15,7 @@ from shoal.cli.options import (
     AcceptTermsOption,
     DTypeOption,
     JsonOption,
+    KvDtypeOption,
     ModelArgument,
     QuantizeOption,
     usage_errors,
@@ -26,7 +27,7 @@ from shoal.cluster.planner import propose
 from shoal.cluster.prediction import Objective
 from shoal.cluster.proposal import NodeUse, Proposal
 from shoal.cluster.svg import as_svg
-from shoal.config import DType, Quantize
+from shoal.config import DType, KVDType, Quantize
 from shoal.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -72,6 +73,7 @@ def plan(
     streams: Annotated[int, typer.Option(min=1, help="Streams at a time on a busy replica.")] = 32,
     dtype: DTypeOption = "auto",
     quantize: QuantizeOption = "auto",
+    kv_dtype: KvDtypeOption = "auto",
     svg: Annotated[
         Path | None, typer.Option(dir_okay=False, metavar="FILE", help="Draw the placement there.")
     ] = None,
@@ -87,7 +89,7 @@ def plan(
     nodes = decode_cluster(cluster.read_bytes(), str(cluster))
     with usage_errors():
         goal = _goal(objective, context, streams)
-    cost = _cost(model, dtype, quantize, accept_terms=accept_terms)
+    cost = _cost(model, dtype, quantize, kv_dtype, accept_terms=accept_terms)
     proposal = propose(nodes, cost, goal)
     if svg is not None:
         _write(svg, as_svg(proposal, model))
@@ -105,12 +107,14 @@ def _goal(objective: Objective, context: int | None, streams: int) -> Goal:
     return Goal(objective=objective, num_streams=streams, kv_tokens=context)
 
 
-def _cost(model: str, dtype: DType, quantize: Quantize, *, accept_terms: bool) -> ModelCost:
+def _cost(
+    model: str, dtype: DType, quantize: Quantize, kv_dtype: KVDType, *, accept_terms: bool
+) -> ModelCost:
     files = fetch(model, accept_terms=accept_terms)
     # Reading a header imports torch, which `--help` must not wait for.
     from shoal.fleet.costing import cost_of  # noqa: PLC0415
 
-    return cost_of(files, dtype, quantize)
+    return cost_of(files, dtype, quantize, kv_dtype)
 
 
 def _write(path: Path, text: str) -> None:

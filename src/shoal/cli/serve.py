@@ -18,6 +18,7 @@ from shoal.cli.journaling import GraceOption, JournalOption, opened_journal
 from shoal.cli.options import (
     AcceptTermsOption,
     DTypeOption,
+    KvDtypeOption,
     KvMemoryOption,
     MaxContextOption,
     ModelArgument,
@@ -147,6 +148,7 @@ def serve(
     name: NameOption = None,
     dtype: DTypeOption = "auto",
     quantize: QuantizeOption = "auto",
+    kv_dtype: KvDtypeOption = "auto",
     max_context: MaxContextOption = None,
     kv_memory: KvMemoryOption = None,
     threads: ThreadsOption = None,
@@ -184,6 +186,7 @@ def serve(
             served_name=name,
             dtype=dtype,
             quantize=quantize,
+            kv_dtype=kv_dtype,
             max_context=max_context,
             kv_memory_bytes=kv_memory,
             max_step_tokens=max_step_tokens,

@@ -24,7 +24,7 @@ class ModelCost(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     weight_bytes: float
     embedding_bytes: float
     head_bytes: float
-    kv_element_bytes: int
+    kv_element_bytes: float
     activation_bytes: int = 4
     is_tied: bool = False
 
@@ -44,7 +44,7 @@ class ModelCost(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
 
     def kv_bytes(self, part: Slice) -> int:
         """Bytes that one token takes in one layer's cache."""
-        return 2 * self.head_dim * len(part.kv_heads) * self.kv_element_bytes
+        return round(2 * self.head_dim * len(part.kv_heads) * self.kv_element_bytes)
 
     def layer_bytes(self, part: Slice, kv_tokens: int) -> float:
         """One layer's weights and its cache of `kv_tokens`."""

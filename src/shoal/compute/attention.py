@@ -2,7 +2,7 @@
 
 Shapes: T tokens of the step, B sequences of a group, Q queries each, L keys, H query heads,
 G key-value heads, D head width. A slot is a token's place in the cache:
-block * block_size + offset.
+block * block_size + offset; W is what it holds of a head, see `kv_types`.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 
 from shoal.compute import native
+from shoal.compute.kv_types import widen
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,8 +43,8 @@ class Group:
 
 def paged_attention(
     q_THD: torch.Tensor,
-    keys_SGD: torch.Tensor,
-    values_SGD: torch.Tensor,
+    keys_SGW: torch.Tensor,
+    values_SGW: torch.Tensor,
     groups: list[Group],
     *,
     scale: float,
@@ -52,17 +53,17 @@ def paged_attention(
 ) -> torch.Tensor:
     """Attention of a step's queries to their own sequences' keys, [T, H, D].
 
-    `keys_SGD` and `values_SGD` are one layer's cache, already holding the step's own tokens.
+    `keys_SGW` and `values_SGW` are one layer's cache, already holding the step's own tokens.
     """
     out_THD = q_THD.new_empty(q_THD.shape)
-    are_native = native.can_attend(keys_SGD, q_THD.shape[1])
+    are_native = native.can_attend(q_THD, keys_SGW)
     for group in groups:
         if are_native:
             rows = slice(group.start, group.stop)
             native.attend(
                 q_THD[rows],
-                keys_SGD,
-                values_SGD,
+                keys_SGW,
+                values_SGW,
                 group.slots_BL,
                 group.positions_BQ,
                 out_THD[rows],
@@ -72,8 +73,8 @@ def paged_attention(
             )
             continue
         keys = group.keys(window)
-        k_BGLD = _gather(keys_SGD, keys.slots_BL)
-        v_BGLD = _gather(values_SGD, keys.slots_BL)
+        k_BGLD = _gather(keys_SGW, keys.slots_BL, q_THD.dtype)
+        v_BGLD = _gather(values_SGW, keys.slots_BL, q_THD.dtype)
         rows = slice(group.start, group.stop)
         out_THD[rows] = _attend(
             q_THD[rows], k_BGLD, v_BGLD, keys.visible_B1QL, scale=scale, softcap=softcap
@@ -93,10 +94,10 @@ def _keys(slots_BL: torch.Tensor, positions_BQ: torch.Tensor, window: int | None
     return Keys(slots_BL[:, first:], visible.unsqueeze(1))
 
 
-def _gather(cache_SGD: torch.Tensor, slots_BL: torch.Tensor) -> torch.Tensor:
+def _gather(cache_SGW: torch.Tensor, slots_BL: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     num_sequences, num_keys = slots_BL.shape
-    gathered = cache_SGD.index_select(0, slots_BL.reshape(-1))
-    return gathered.view(num_sequences, num_keys, *cache_SGD.shape[1:]).transpose(1, 2)
+    gathered = widen(cache_SGW.index_select(0, slots_BL.reshape(-1)), dtype)
+    return gathered.view(num_sequences, num_keys, *gathered.shape[1:]).transpose(1, 2)
 
 
 def _attend(

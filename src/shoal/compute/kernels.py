@@ -11,7 +11,7 @@ import torch
 
 from shoal.compute import native
 from shoal.compute.linear import Scheme, Weights
-from shoal.config import DType, Quantize
+from shoal.config import DType, KVDType, Quantize
 from shoal.errors import ConfigError
 
 # Up to so many rows the weight-only kernels beat those that have more arithmetic per byte read.
@@ -19,6 +19,7 @@ _FEW_ROWS = 3
 # From so many rows on, emulated bfloat16 products are slower than widening the weights.
 _WIDEN_ROWS = 8
 
+_KV_DTYPES = {"float32": torch.float32, "float16": torch.float16, "int8": torch.int8}
 _WEIGHTS: Mapping[Quantize, Weights] = {"auto": "as_stored", "int8": "int8", "int4": "int4"}
 
 
@@ -49,6 +50,17 @@ def choose_scheme(dtype: DType, quantize: Quantize) -> Scheme:
         )
     few_rows = _FEW_ROWS if quantize == "int4" else 1
     return Scheme(dtype=activations, many="int8", few=_WEIGHTS[quantize], few_rows=few_rows)
+
+
+def choose_kv_dtype(kv_dtype: KVDType, dtype: DType, scheme: Scheme) -> torch.dtype:
+    """What a KV cache holds its numbers in, see `kv_types`.
+
+    `auto` is float16 for the native kernels, unless `dtype` asks for a type of activations: else
+    it is theirs.
+    """
+    if kv_dtype != "auto":
+        return _KV_DTYPES[kv_dtype]
+    return torch.float16 if scheme.many == "native" and dtype == "auto" else scheme.dtype
 
 
 def _whole(dtype: DType) -> Scheme:

@@ -1,7 +1,8 @@
 """The native kernels of csrc/, on float32 tensors of this machine; not there if nobody built them.
 
 Rows are rounded to 8 bits in groups of 32 before they meet 4- or 8-bit weights. What a row becomes
-never depends on the rows beside it. T tokens, E hidden, J heads, G KV heads, D head dim, L keys.
+never depends on the rows beside it. T tokens, E hidden, J heads, G KV heads, D head dim, L keys,
+W what a cache holds of a head.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from typing import Literal
 import torch
 
 from shoal.compute.affine import Affine4
+from shoal.compute.kv_types import head_dim_of
 from shoal.compute.zeroed_memory import zeroed
 
 try:
@@ -24,6 +26,7 @@ Activation = Literal["silu", "gelu", "gelu_tanh"]
 _ACTIVATIONS: tuple[Activation, ...] = ("silu", "gelu", "gelu_tanh")
 # Vectors of 8 floats.
 _LANES = 8
+_CACHE_TYPES = (torch.float32, torch.float16, torch.int8)
 _MOST_HEADS = 128
 
 
@@ -112,19 +115,24 @@ def can_rotate(x_TJD: torch.Tensor) -> bool:
     return kernels is not None and _is_plain(x_TJD) and x_TJD.stride(1) == x_TJD.shape[2]
 
 
-def can_attend(keys_SGD: torch.Tensor, num_heads: int) -> bool:
-    """Whether `store` and `attend` take such a cache."""
+def can_attend(q_THD: torch.Tensor, keys_SGW: torch.Tensor) -> bool:
+    """Whether `attend` takes such queries over such a cache, `compute.kv_types`."""
+    return can_store(q_THD, keys_SGW) and q_THD.shape[1] <= _MOST_HEADS * keys_SGW.shape[1]
+
+
+def can_store(k_TGD: torch.Tensor, keys_SGW: torch.Tensor) -> bool:
     return (
         kernels is not None
-        and _is_plain(keys_SGD)
-        and keys_SGD.shape[2] % _LANES == 0
-        and num_heads <= _MOST_HEADS * keys_SGD.shape[1]
+        and _is_plain(k_TGD)
+        and keys_SGW.device.type == "cpu"
+        and keys_SGW.dtype in _CACHE_TYPES
+        and head_dim_of(keys_SGW) % _LANES == 0
     )
 
 
 def store(
-    keys_SGD: torch.Tensor,
-    values_SGD: torch.Tensor,
+    keys_SGW: torch.Tensor,
+    values_SGW: torch.Tensor,
     k_TGD: torch.Tensor,
     v_TGD: torch.Tensor,
     slots_T: torch.Tensor,
@@ -132,15 +140,15 @@ def store(
     """Keys and values of a step's tokens to their slots."""
     k_at, k_stride, num_tokens = _at(k_TGD)
     v_at, v_stride, _ = _at(v_TGD)
-    _cache(keys_SGD, values_SGD).store(
+    _cache(keys_SGW, values_SGW).store(
         k_at, k_stride, v_at, v_stride, slots_T.data_ptr(), num_tokens
     )
 
 
 def attend(
     q_BHD: torch.Tensor,
-    keys_SGD: torch.Tensor,
-    values_SGD: torch.Tensor,
+    keys_SGW: torch.Tensor,
+    values_SGW: torch.Tensor,
     slots_BL: torch.Tensor,
     positions_BQ: torch.Tensor,
     out_BHD: torch.Tensor,
@@ -153,7 +161,7 @@ def attend(
 
     q and out [B * Q, H, D].
     """
-    _cache(keys_SGD, values_SGD).attend(
+    _cache(keys_SGW, values_SGW).attend(
         q_BHD.data_ptr(),
         q_BHD.stride(0),
         out_BHD.data_ptr(),
@@ -168,8 +176,14 @@ def attend(
     )
 
 
-def _cache(keys_SGD: torch.Tensor, values_SGD: torch.Tensor) -> kernels.Cache:
-    return kernels.Cache(keys_SGD.data_ptr(), values_SGD.data_ptr(), *keys_SGD.shape)
+def _cache(keys_SGW: torch.Tensor, values_SGW: torch.Tensor) -> kernels.Cache:
+    return kernels.Cache(
+        _CACHE_TYPES.index(keys_SGW.dtype),
+        keys_SGW.data_ptr(),
+        values_SGW.data_ptr(),
+        *keys_SGW.shape[:2],
+        head_dim_of(keys_SGW),
+    )
 
 
 def _is_plain(x: torch.Tensor) -> bool:

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import msgspec
 import psutil
 
-from shoal.parallel.control import KeptCache
+from shoal.parallel.control import Formed, KeptCache
 from shoal.parallel.partition import Shard
 
 log = logging.getLogger(__name__)
@@ -26,8 +26,13 @@ class FormedCache(msgspec.Struct, frozen=True):
 
     shard: Shard
     identity: str
+    dtype: str
     descriptor: int
     pid: int | None
+
+    @classmethod
+    def of(cls, shard: Shard, formed: Formed, pid: int | None) -> FormedCache:
+        return cls(shard, formed.cache, formed.cache_dtype, formed.cache_descriptor, pid)
 
 
 class CacheKeeper:
@@ -55,7 +60,8 @@ class CacheKeeper:
         if before.shard != shard or not all(map(_has_ended, others)):
             return None
         self._writers[seat].append(pid)
-        return KeptCache(path=f"/proc/{os.getpid()}/fd/{descriptor}", identity=before.identity)
+        path = f"/proc/{os.getpid()}/fd/{descriptor}"
+        return KeptCache(path=path, identity=before.identity, dtype=before.dtype)
 
     def note(self, formed: Sequence[FormedCache], num_blocks: int) -> bool:
         """All have formed: whether each cache holds what it held at the last formation."""

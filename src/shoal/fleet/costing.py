@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from shoal.cluster.costs import ModelCost
-from shoal.compute.kernels import choose_scheme
-from shoal.config import DType, Quantize
+from shoal.compute.kernels import choose_kv_dtype, choose_scheme
+from shoal.config import DType, KVDType, Quantize
 from shoal.errors import PlacementError
 from shoal.models.config import DecoderConfig, decoder_config
 from shoal.models.registry import model_kind
@@ -16,7 +16,9 @@ from shoal.weights.source import ModelFiles, open_source
 _LAYER_OVERHEAD = 3.5e6
 
 
-def cost_of(files: ModelFiles, dtype: DType, quantize: Quantize) -> ModelCost:
+def cost_of(
+    files: ModelFiles, dtype: DType, quantize: Quantize, kv_dtype: KVDType = "auto"
+) -> ModelCost:
     """Raises SourceError, ConfigError, and PlacementError for what is not divided."""
     scheme = choose_scheme(dtype, quantize)
     source = open_source(files)
@@ -27,7 +29,8 @@ def cost_of(files: ModelFiles, dtype: DType, quantize: Quantize) -> ModelCost:
                 "--placement"
             )
         config = decoder_config(source.config)
-        return cost_of_source(source, config, scheme, name=files.name, quantize=quantize)
+        held = choose_kv_dtype(kv_dtype, dtype, scheme)
+        return cost_of_source(source, config, scheme, held, name=files.name, quantize=quantize)
     finally:
         source.close()
 

@@ -387,7 +387,7 @@ class Crew:
         formed = member.formed
         assert formed is not None, f"{seat.worker} has not formed"
         pid = member.line.pid if seat.node in self._muster.home else None
-        return FormedCache(seat.shard, formed.cache, formed.cache_descriptor, pid)
+        return FormedCache.of(seat.shard, formed, pid)
 
     def _address(self, seat: Seat) -> str:
         return self.members[seat.worker].line.address

@@ -141,7 +141,7 @@ def _site(
 
     if goal is None:
         return FixedSite(decoder_of(files), config.split, nodes, security)
-    cost = cost_of(files, config.dtype, config.quantize)
+    cost = cost_of(files, config.dtype, config.quantize, config.kv_dtype)
     precision = cost.precision
     threads = f"-{config.num_threads}-threads" if config.num_threads else ""
     plain = "-plaintext" if _is_plain(reception) else ""

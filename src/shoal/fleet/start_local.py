@@ -100,7 +100,7 @@ def decoder_of(files: ModelFiles) -> DecoderConfig:
 
 def explain_this_machine(config: EngineConfig, goal: Goal) -> tuple[str, ...]:
     """What the planner says of this machine alone, measured now. Raises PlacementError."""
-    cost = cost_of(resolve(config.model), config.dtype, config.quantize)
+    cost = cost_of(resolve(config.model), config.dtype, config.quantize, config.kv_dtype)
     profile = profile_node(
         LOCAL_NODE,
         precisions=[cost.precision],

@@ -24,6 +24,7 @@ class KeptCache(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
 
     path: str
     identity: str
+    dtype: str
 
 
 class Load(msgspec.Struct, frozen=True, kw_only=True, tag="load", forbid_unknown_fields=True):
@@ -191,6 +192,7 @@ class Formed(msgspec.Struct, frozen=True, kw_only=True, tag="formed", forbid_unk
 
     epoch: int
     cache: str = ""
+    cache_dtype: str = ""
     cache_descriptor: int = -1
 
 

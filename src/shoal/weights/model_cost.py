@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import torch
+
 from shoal.cluster.costs import ModelCost
+from shoal.compute.kv_types import head_bytes
 from shoal.compute.linear import Scheme
 from shoal.config import Quantize
 from shoal.models.config import DecoderConfig
@@ -19,7 +22,13 @@ _TABLE_BYTES = 2.0
 
 
 def model_cost(
-    config: DecoderConfig, scheme: Scheme, *, name: str, precision: Quantize, in_4_bits: bool
+    config: DecoderConfig,
+    scheme: Scheme,
+    kv_dtype: torch.dtype,
+    *,
+    name: str,
+    precision: Quantize,
+    in_4_bits: bool,
 ) -> ModelCost:
     """A scheme with a kernel for few rows holds the weights twice: see compute.linear."""
     dense, few = float(scheme.dtype.itemsize), scheme.few
@@ -37,19 +46,26 @@ def model_cost(
         weight_bytes=many + few_bytes[few] if few else many,
         embedding_bytes=dense if is_dense else _TABLE_BYTES,
         head_bytes=many + few_bytes["int8"] if few else many,
-        kv_element_bytes=scheme.dtype.itemsize,
+        kv_element_bytes=head_bytes(kv_dtype, config.head_dim) / config.head_dim,
         activation_bytes=scheme.dtype.itemsize,
         is_tied=config.tied_head and is_dense,
     )
 
 
 def cost_of_source(
-    source: TensorSource, config: DecoderConfig, scheme: Scheme, *, name: str, quantize: Quantize
+    source: TensorSource,
+    config: DecoderConfig,
+    scheme: Scheme,
+    kv_dtype: torch.dtype,
+    *,
+    name: str,
+    quantize: Quantize,
 ) -> ModelCost:
     """The same for an open checkpoint, of which it reads a single row. Raises SourceError."""
     return model_cost(
         config,
         scheme,
+        kv_dtype,
         name=name,
         precision=quantize if scheme.few else "none",
         in_4_bits=scheme.few == "as_stored" and _is_in_4_bits(source, config),

@@ -13,6 +13,7 @@ import weakref
 
 import torch
 
+from shoal.compute.kv_types import name_of
 from shoal.errors import OutOfMemory
 from shoal.parallel.control import KeptCache
 
@@ -37,8 +38,10 @@ class CacheMemory:
             ) from error
 
     @classmethod
-    def of(cls, kept: KeptCache, num_bytes: int) -> CacheMemory | None:
-        """What the head has kept; None if it cannot be mapped or has another size."""
+    def of(cls, kept: KeptCache, num_bytes: int, dtype: torch.dtype) -> CacheMemory | None:
+        """What the head has kept; None if it cannot be mapped, or has another size or type."""
+        if kept.dtype != name_of(dtype):
+            return None
         memory = cls.__new__(cls)
         memory.identity = kept.identity
         try:

@@ -6,6 +6,7 @@ import psutil
 import torch
 
 from shoal.compute import native
+from shoal.compute.kv_types import head_bytes, held_width, narrow
 from shoal.compute.zeroed_memory import take, zeroed
 from shoal.errors import OutOfMemory
 from shoal.models.config import DecoderConfig
@@ -20,7 +21,7 @@ _DEFAULT_CAP_BYTES = 2 * 2**30
 
 
 class KVCache:
-    """keys and values: one tensor [num_slots, G, D] per layer of the shard.
+    """keys and values: one tensor [num_slots, G, W] per layer of the shard, see `kv_types`.
 
     Memory is taken as slots are first written, or all of it by `take_memory`. OutOfMemory.
     """
@@ -37,8 +38,9 @@ class KVCache:
         """In `memory`, which has the size that `slot_bytes` says, or else in its own."""
         self.first_layer = shard.layers.start
         self.num_slots = num_slots
+        self.dtype = dtype
         self.memory = memory
-        shape = (num_slots, len(shard.slice.kv_heads), config.head_dim)
+        shape = (num_slots, len(shard.slice.kv_heads), held_width(dtype, config.head_dim))
         tensors = [
             zeroed(shape, dtype) if memory is None else memory.tensor(shape, dtype, index=index)
             for index in range(2 * len(shard.layers))
@@ -58,17 +60,18 @@ class KVCache:
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Store a step's keys and values; returns the layer's cache (keys, values)."""
         keys, values = self.keys[layer - self.first_layer], self.values[layer - self.first_layer]
-        if native.can_attend(keys, keys.shape[1]):
+        if native.can_store(k_TGD, keys):
             native.store(keys, values, k_TGD, v_TGD, slots_T)
             return keys, values
-        keys.index_copy_(0, slots_T, k_TGD)
-        values.index_copy_(0, slots_T, v_TGD)
+        keys.index_copy_(0, slots_T, narrow(k_TGD, self.dtype))
+        values.index_copy_(0, slots_T, narrow(v_TGD, self.dtype))
         return keys, values
 
 
 def slot_bytes(config: DecoderConfig, shard: Shard, dtype: torch.dtype) -> int:
     """Bytes that one token takes in this shard's cache."""
-    return 2 * len(shard.layers) * len(shard.slice.kv_heads) * config.head_dim * dtype.itemsize
+    num_heads = 2 * len(shard.layers) * len(shard.slice.kv_heads)
+    return num_heads * head_bytes(dtype, config.head_dim)
 
 
 def num_blocks_for(

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import torch
 
 from shoal.compute.attention import Group
-from shoal.compute.kernels import choose_scheme
+from shoal.compute.kernels import choose_kv_dtype, choose_scheme
 from shoal.compute.linear import Linear, Scheme, make_linear
 from shoal.config import Quantize
 from shoal.messages import Chunk
@@ -37,6 +37,11 @@ MakeLinear = Callable[[int, int], Linear]
 """From (in-features, out-features)."""
 
 
+class _Types(NamedTuple):
+    activations: torch.dtype
+    cache: torch.dtype
+
+
 class LayerCosts(NamedTuple):
     """As the fields of `NodeProfile`; a figure is 0 where noise was larger than what it costs."""
 
@@ -52,20 +57,21 @@ def measure_layer(
     """`weights_per_s` is the rate of matrices at one row, whose time is no overhead."""
     scheme = choose_scheme("auto", precision)
     narrow, wide = _config(64, 2, 1, 32, 128), _config(1024, 16, 4, 64, 3072)
+    types = _Types(scheme.dtype, choose_kv_dtype("auto", "auto", scheme))
     free = _free_linears(scheme.dtype)
     timings = time_in_turn(
         [
-            _calls(narrow, _small_linears(scheme), scheme.dtype, device, 1, _SHORT),
-            _calls(wide, free, scheme.dtype, device, 1, _SHORT),
-            _calls(wide, free, scheme.dtype, device, _ROWS, _SHORT),
-            _calls(wide, free, scheme.dtype, device, _ROWS, _LONG),
+            _calls(narrow, _small_linears(scheme), types, device, 1, _SHORT),
+            _calls(wide, free, types, device, 1, _SHORT),
+            _calls(wide, free, types, device, _ROWS, _SHORT),
+            _calls(wide, free, types, device, _ROWS, _LONG),
         ],
         budget_s=budget_s,
         device=device,
     )
     one, lone, many, long = (timing.seconds for timing in timings)
     num_activations = (_ROWS - 1) * layer_activations(wide)
-    token_bytes = slot_bytes(wide, whole_shard(wide.dims), scheme.dtype) // _NUM_LAYERS
+    token_bytes = slot_bytes(wide, whole_shard(wide.dims), types.cache) // _NUM_LAYERS
     return LayerCosts(
         layer_overhead_s=max(0.0, one - layer_weights(narrow) / weights_per_s),
         activations_per_s=_rate(num_activations, many - lone),
@@ -138,7 +144,7 @@ def _free_linears(dtype: torch.dtype) -> MakeLinear:
 def _calls(
     config: DecoderConfig,
     make: MakeLinear,
-    dtype: torch.dtype,
+    types: _Types,
     device: str,
     num_rows: int,
     num_keys: int,
@@ -162,11 +168,11 @@ def _calls(
         for group in batch.groups
     ]
     with torch.device(device):
-        cache = KVCache(config, whole_shard(config.dims), num_slots=num_slots, dtype=dtype)
+        cache = KVCache(config, whole_shard(config.dims), num_slots=num_slots, dtype=types.cache)
         cache.take_memory()
-        layers = [_layer(config, layer, make, dtype) for layer in range(_NUM_LAYERS)]
-        rotary = RotaryEmbedding(config.layers[0].rope, config.head_dim, dtype)
-        x_TE = torch.randn(num_rows, config.hidden_size, dtype=dtype)
+        layers = [_layer(config, layer, make, types.activations) for layer in range(_NUM_LAYERS)]
+        rotary = RotaryEmbedding(config.layers[0].rope, config.head_dim, types.activations)
+        x_TE = torch.randn(num_rows, config.hidden_size, dtype=types.activations)
     attend = PagedAttend(cache, batch.slots_T.to(device), groups)
     rotation = rotary(batch.positions_T.to(device))
     return [partial(layer, x_TE, rotation, attend) for layer in layers]

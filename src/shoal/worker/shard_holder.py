@@ -4,6 +4,10 @@ from __future__ import annotations
 
 from contextlib import ExitStack
 
+import torch
+
+from shoal.compute.kernels import choose_kv_dtype
+from shoal.compute.kv_types import name_of
 from shoal.parallel.control import Form, Formed, Load, Loaded
 from shoal.parallel.endpoint import Security
 from shoal.worker.cache_memory import CacheMemory
@@ -31,6 +35,7 @@ class ShardHolder:
         self._load = load
         self._kept = load.cache
         self._cache = cache
+        self._kv_dtype = _kv_dtype_of(load, weights)
         self._num_read_bytes = num_read_bytes
         self._load_s = load_s
 
@@ -43,7 +48,7 @@ class ShardHolder:
             vocab_size=model.vocab_size,
             num_read_bytes=self._num_read_bytes,
             load_s=self._load_s,
-            description=f"{model.family}, {describe(scheme)}",
+            description=f"{model.family}, {describe(scheme)}, {name_of(self._kv_dtype)} KV cache",
         )
 
     def form(self, form: Form, peers: Peers, security: Security) -> Stage:
@@ -92,7 +97,7 @@ class ShardHolder:
                 weights.model,
                 weights.shard,
                 num_slots=num_slots,
-                dtype=weights.scheme.dtype,
+                dtype=self._kv_dtype,
                 memory=self._memory(num_slots),
             )
             self._cache = cache
@@ -102,22 +107,30 @@ class ShardHolder:
         """What the last worker of this seat has left, if that can be had."""
         # Once: later the path may lead to another file.
         weights, kept, self._kept = self.weights, self._kept, None
-        num_bytes = num_slots * slot_bytes(weights.model, weights.shard, weights.scheme.dtype)
-        memory = CacheMemory.of(kept, num_bytes) if kept is not None else None
+        num_bytes = num_slots * slot_bytes(weights.model, weights.shard, self._kv_dtype)
+        memory = CacheMemory.of(kept, num_bytes, self._kv_dtype) if kept is not None else None
         return memory or CacheMemory(num_bytes)
 
     def formed(self, epoch: int) -> Formed:
         cache = self._cache
         assert cache is not None and cache.memory is not None, "a stage forms with its cache"
         return Formed(
-            epoch=epoch, cache=cache.memory.identity, cache_descriptor=cache.memory.descriptor
+            epoch=epoch,
+            cache=cache.memory.identity,
+            cache_dtype=name_of(cache.dtype),
+            cache_descriptor=cache.memory.descriptor,
         )
 
     def cache_for(self, load: Load) -> KVCache | None:
-        """The one that is open, if it has as many blocks as another order for this shard wants."""
+        """The one that is open, if it has the type that another order for this shard wants, and as
+        many blocks."""
         if self._cache is None or load.num_blocks is None:
             return None
-        is_fitting = self._cache.num_slots == load.num_blocks * load.config.block_size
+        num_slots, dtype = (
+            load.num_blocks * load.config.block_size,
+            _kv_dtype_of(load, self.weights),
+        )
+        is_fitting = (self._cache.num_slots, self._cache.dtype) == (num_slots, dtype)
         return self._cache if is_fitting else None
 
     def _num_blocks(self) -> int:
@@ -128,9 +141,13 @@ class ShardHolder:
         return num_blocks_for(
             self.weights.model,
             self.weights.shard,
-            self.weights.scheme.dtype,
+            self._kv_dtype,
             block_size=config.block_size,
             kv_memory_bytes=config.kv_memory_bytes,
             memory_share=self._load.memory_share,
             wanted=self._load.num_blocks,
         )
+
+
+def _kv_dtype_of(load: Load, weights: ShardWeights) -> torch.dtype:
+    return choose_kv_dtype(load.config.kv_dtype, load.config.dtype, weights.scheme)

@@ -6,9 +6,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from shoal.compute.kernels import choose_scheme
+from shoal.compute.kernels import choose_kv_dtype, choose_scheme
 from shoal.compute.linear import Scheme
-from shoal.config import EngineConfig, Quantize
+from shoal.config import EngineConfig
 from shoal.models.config import DecoderConfig, decoder_config
 from shoal.models.decoder import Decoder
 from shoal.parallel.communicator import CurrentCommunicator
@@ -86,7 +86,7 @@ def lack_of_memory(files: ModelFiles, shard: Shard, config: EngineConfig) -> str
     source = open_source(files)
     try:
         scheme = choose_scheme(config.dtype, config.quantize)
-        num_bytes = _weight_bytes(source, scheme, config.quantize, shard)
+        num_bytes = _weight_bytes(source, scheme, config, shard)
     finally:
         source.close()
     usable = usable_memory_bytes()
@@ -99,8 +99,11 @@ def lack_of_memory(files: ModelFiles, shard: Shard, config: EngineConfig) -> str
     )
 
 
-def _weight_bytes(source: TensorSource, scheme: Scheme, quantize: Quantize, shard: Shard) -> float:
-    config = decoder_config(source.config)
-    cost = cost_of_source(source, config, scheme, name="", quantize=quantize)
+def _weight_bytes(
+    source: TensorSource, scheme: Scheme, config: EngineConfig, shard: Shard
+) -> float:
+    kv_dtype = choose_kv_dtype(config.kv_dtype, config.dtype, scheme)
+    model = decoder_config(source.config)
+    cost = cost_of_source(source, model, scheme, kv_dtype, name="", quantize=config.quantize)
     layers = len(shard.layers) * cost.layer_bytes(shard.slice, kv_tokens=0)
     return layers + cost.table_bytes(shard.slice, is_first=shard.is_first, is_last=shard.is_last)

@@ -9,7 +9,8 @@ from typing import Protocol
 import torch
 
 from shoal.compute import native
-from shoal.compute.kernels import choose_scheme
+from shoal.compute.kernels import choose_kv_dtype, choose_scheme
+from shoal.compute.kv_types import name_of
 from shoal.compute.linear import Scheme
 from shoal.config import EngineConfig
 from shoal.errors import ConfigError, OutOfMemory
@@ -75,15 +76,16 @@ def _load_decoder_worker(source: TensorSource, config: EngineConfig, scheme: Sch
     shard = whole_shard(model.dims)
     max_context = max_context_of(config, model.max_context)
     decoder = load_decoder(source, shard, scheme=scheme, communicator=Solo())
+    kv_dtype = choose_kv_dtype(config.kv_dtype, config.dtype, scheme)
     num_blocks = num_blocks_for(
         model,
         shard,
-        scheme.dtype,
+        kv_dtype,
         block_size=config.block_size,
         kv_memory_bytes=config.kv_memory_bytes,
     )
     num_slots = num_blocks * config.block_size
-    cache = KVCache(model, shard, num_slots=num_slots, dtype=scheme.dtype)
+    cache = KVCache(model, shard, num_slots=num_slots, dtype=kv_dtype)
     Thread(target=_take_memory, args=(cache,), name="shoal-cache", daemon=True).start()
     return Worker(
         DecoderRunner(decoder, cache, block_size=config.block_size),
@@ -91,7 +93,8 @@ def _load_decoder_worker(source: TensorSource, config: EngineConfig, scheme: Sch
         max_context=max_context,
         vocab_size=model.vocab_size,
         can_generate=True,
-        description=f"{model.family}, {describe(scheme)}, KV cache of {num_slots:,} tokens",
+        description=f"{model.family}, {describe(scheme)}, "
+        f"{name_of(kv_dtype)} KV cache of {num_slots:,} tokens",
     )
 
 
@@ -138,7 +141,7 @@ def describe(scheme: Scheme) -> str:
 
 
 def _describe(scheme: Scheme) -> str:
-    activations = str(scheme.dtype).removeprefix("torch.")
+    activations = name_of(scheme.dtype)
     if scheme.few is None:
         return activations
     few = "4- or 8-bit" if scheme.few == "as_stored" else f"{scheme.few.removeprefix('int')}-bit"
