@@ -125,7 +125,8 @@ def test_a_layer_lies_wholly_on_its_device() -> None:
     """The meta device computes shapes only, and refuses to mix; loading it takes seconds."""
     config = profile_layer._config(64, 2, 1, 32, 128)
     free = profile_layer._free_linears(torch.float32)
-    for call in profile_layer._calls(config, free, torch.float32, "meta", 4, 20):
+    types = profile_layer._Types(torch.float32, torch.float32)
+    for call in profile_layer._calls(config, free, types, "meta", 4, 20):
         y_TE = call()
         assert isinstance(y_TE, torch.Tensor)
         assert (y_TE.shape, y_TE.device.type) == ((4, 64), "meta")
