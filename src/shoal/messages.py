@@ -56,6 +56,11 @@ class Chunk(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     num_prompt_logprobs: int = 0
     pooling: bool = False
 
+    @property
+    def draft(self) -> list[int]:
+        """The guesses."""
+        return self.tokens[len(self.tokens) - self.num_drafted :]
+
 
 class Plan(msgspec.Struct, frozen=True, kw_only=True, tag="plan", forbid_unknown_fields=True):
     """What one step computes."""

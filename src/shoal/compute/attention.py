@@ -58,8 +58,8 @@ def paged_attention(
     out_THD = q_THD.new_empty(q_THD.shape)
     are_native = native.can_attend(q_THD, keys_SGW)
     for group in groups:
+        rows = slice(group.start, group.stop)
         if are_native:
-            rows = slice(group.start, group.stop)
             native.attend(
                 q_THD[rows],
                 keys_SGW,
@@ -75,7 +75,6 @@ def paged_attention(
         keys = group.keys(window)
         k_BGLD = _gather(keys_SGW, keys.slots_BL, q_THD.dtype)
         v_BGLD = _gather(values_SGW, keys.slots_BL, q_THD.dtype)
-        rows = slice(group.start, group.stop)
         out_THD[rows] = _attend(
             q_THD[rows], k_BGLD, v_BGLD, keys.visible_B1QL, scale=scale, softcap=softcap
         )

@@ -7,6 +7,7 @@ W what a cache holds of a head.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Literal
 
 import torch
@@ -59,18 +60,16 @@ class NativeLinear:
         self._bias_at = 0 if self._bias_N is None else self._bias_N.data_ptr()
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
-        rows_MK = _float_rows(x, self.num_columns)
-        y_MN = self.empty(rows_MK)
-        self.matrix.multiply(*_at(rows_MK), *self.to(y_MN))
+        return self.product(self.matrix.multiply, x, self.num_columns)
+
+    def product(
+        self, multiply: Callable[..., None], x: torch.Tensor, width: int, *how: float
+    ) -> torch.Tensor:
+        """What a method of `matrix` makes of rows x [..., width]; `how` are its own arguments."""
+        rows = _float_rows(x, width)
+        y_MN = torch.empty(rows.shape[0], self.num_rows)
+        multiply(*_at(rows), *how, y_MN.data_ptr(), self.num_rows, self._bias_at)
         return _shaped(y_MN, x)
-
-    def empty(self, rows: torch.Tensor) -> torch.Tensor:
-        """Where the products of so many rows go."""
-        return torch.empty(rows.shape[0], self.num_rows)
-
-    def to(self, y_MN: torch.Tensor) -> tuple[int, int, int]:
-        """For `matrix`: where products go, and what is added to them."""
-        return y_MN.data_ptr(), self.num_rows, self._bias_at
 
 
 class NormedLinear:
@@ -79,15 +78,11 @@ class NormedLinear:
     def __init__(self, linear: NativeLinear, weight_K: torch.Tensor, eps: float) -> None:
         self._linear = linear
         self._weight_K = weight_K.contiguous()
-        self._eps = eps
+        self._how = (self._weight_K.data_ptr(), eps)
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         linear = self._linear
-        rows_MK = _float_rows(x, linear.num_columns)
-        y_MN = linear.empty(rows_MK)
-        weight_at = self._weight_K.data_ptr()
-        linear.matrix.multiply_normed(*_at(rows_MK), weight_at, self._eps, *linear.to(y_MN))
-        return _shaped(y_MN, x)
+        return linear.product(linear.matrix.multiply_normed, x, linear.num_columns, *self._how)
 
 
 class GatedLinear:
@@ -98,11 +93,8 @@ class GatedLinear:
         self._activation = _ACTIVATIONS.index(activation)
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
-        linear = self._linear
-        rows_MJ = _float_rows(x, 2 * linear.num_columns)
-        y_MN = linear.empty(rows_MJ)
-        linear.matrix.multiply_gated(*_at(rows_MJ), self._activation, *linear.to(y_MN))
-        return _shaped(y_MN, x)
+        linear, width = self._linear, 2 * self._linear.num_columns
+        return linear.product(linear.matrix.multiply_gated, x, width, self._activation)
 
 
 def rotate(x_TJD: torch.Tensor, cos_T1D: torch.Tensor, sin_T1D: torch.Tensor) -> None:

@@ -20,7 +20,7 @@ def check_result(chunk: Chunk, result: ChunkResult) -> None:
     who = f"the result for request {chunk.request_id} at token {chunk.start}"
     if bool(result.token_ids) != bool(chunk.sampling):
         raise InternalError(f"{who} should {'' if chunk.sampling else 'not '}hold a drawn token")
-    guessed, draft = result.token_ids[:-1], chunk.tokens[len(chunk.tokens) - chunk.num_drafted :]
+    guessed, draft = result.token_ids[:-1], chunk.draft
     if guessed != draft[: len(guessed)]:
         raise InternalError(f"{who} holds {guessed} as guessed rightly, and drafted was {draft}")
     is_scored = chunk.sampling is not None and chunk.sampling.num_logprobs is not None

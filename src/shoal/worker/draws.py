@@ -41,7 +41,7 @@ class Draws:
         tokens = sample(logits_NV, self._samplings)
         scores = dict(zip(scored, self._scores(scored, raw_NV, tokens), strict=True))
         for chunk, first in self._chunks:
-            guesses = chunk.tokens[len(chunk.tokens) - chunk.num_drafted :]
+            guesses = chunk.draft
             drawn = tokens[first : first + len(guesses) + 1]
             stop = first + _num_right(guesses, drawn) + 1
             kept = [scores[i] for i in range(first, stop) if i in scores]
@@ -62,7 +62,7 @@ class Draws:
 
 def _samplings(chunk: Chunk, sampling: Sampling) -> list[Sampling]:
     """How each row is drawn from: the first as the chunk says, the others further on."""
-    guesses = chunk.tokens[len(chunk.tokens) - chunk.num_drafted :]
+    guesses = chunk.draft
     return [sampling] + [
         structs.replace(
             sampling,

@@ -126,10 +126,8 @@ class ShardHolder:
         many blocks."""
         if self._cache is None or load.num_blocks is None:
             return None
-        num_slots, dtype = (
-            load.num_blocks * load.config.block_size,
-            _kv_dtype_of(load, self.weights),
-        )
+        num_slots = load.num_blocks * load.config.block_size
+        dtype = _kv_dtype_of(load, self.weights)
         is_fitting = (self._cache.num_slots, self._cache.dtype) == (num_slots, dtype)
         return self._cache if is_fitting else None
 
