@@ -12,15 +12,19 @@ import transformers
 from bench.peers.protocol import Calls, Settings, Streams, serve
 
 
-def load(settings: Settings) -> tuple[dict[str, Any], Calls]:
-    torch.set_num_threads(settings["threads"])
-    path = Path(settings["weights"])
-    model = transformers.AutoModelForCausalLM.from_pretrained(
+def float32_model(path: Path) -> Any:
+    """That of a GGUF file."""
+    return transformers.AutoModelForCausalLM.from_pretrained(
         path.parent,
         gguf_file=path.name,
         quantization_config=transformers.GgufConfig(dequantize=True),
         dtype=torch.float32,
     )
+
+
+def load(settings: Settings) -> tuple[dict[str, Any], Calls]:
+    torch.set_num_threads(settings["threads"])
+    model = float32_model(Path(settings["weights"]))
     model.generation_config.eos_token_id = None
     model.generation_config.pad_token_id = 0
     about = {

@@ -8,18 +8,14 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-import torch
 import transformers
+
+from bench.peers.run_transformers import float32_model
 
 
 def main() -> None:
     source, target = Path(sys.argv[1]), Path(sys.argv[2])
-    model = transformers.AutoModelForCausalLM.from_pretrained(
-        source.parent,
-        gguf_file=source.name,
-        quantization_config=transformers.GgufConfig(dequantize=True),
-        dtype=torch.float32,
-    )
+    model = float32_model(source)
     # What the file was rounded to is no property of the folder's plain weights.
     model.config.quantization_config = None
     model.save_pretrained(target)
