@@ -26,6 +26,8 @@ KERNELS: dict[str, tuple[str, ...]] = {
         "shoal.compute.native:NormedLinear.__call__",
         "shoal.compute.native:GatedLinear.__call__",
     ),
+    "attention halves": ("shoal.compute.native_layer:NativeAttention.__call__",),
+    "MLP halves": ("shoal.compute.native_layer:NativeMLP.__call__",),
     "output head": ("shoal.models.decoder:Decoder.logits",),
     "attention": ("shoal.compute.attention:paged_attention", "shoal.compute.native:attend"),
     "cache write": ("shoal.worker.kv_cache:KVCache.write", "shoal.compute.native:store"),

@@ -4,6 +4,7 @@
 #include <nanobind/stl/vector.h>
 
 #include "attention.h"
+#include "layer.h"
 #include "matrix.h"
 #include "pool.h"
 
@@ -93,6 +94,49 @@ NB_MODULE(shoal_kernels, m) {
                        num_heads,
                        at<const int64_t>(slots), width, at<const int64_t>(positions), scale,
                        window, softcap});
+      });
+  nb::class_<Step>(m, "Step")
+      .def("__init__", [](Step* self, uintptr_t slots, int64_t num_tokens) {
+        new (self) Step{at<const int64_t>(slots), num_tokens, {}};
+      })
+      .def("add_group", [](Step& step, int64_t first_row, int64_t num_sequences,
+                           int64_t num_queries, uintptr_t slots, int64_t width,
+                           uintptr_t positions) {
+        step.groups.push_back({first_row, num_sequences, num_queries, at<const int64_t>(slots),
+                               width, at<const int64_t>(positions)});
+      });
+  nb::class_<AttentionHalf>(m, "AttentionHalf")
+      .def("__init__", [](AttentionHalf* self, uintptr_t norm, float eps, const Matrix& qkv,
+                          uintptr_t qkv_bias, uintptr_t head_norm, float head_eps,
+                          const Matrix& output, uintptr_t output_bias, int num_heads,
+                          int num_kv_heads, int head_dim, float scale, int64_t window,
+                          float softcap) {
+        new (self) AttentionHalf{{at<const float>(norm), eps},
+                                 {qkv, at<const float>(qkv_bias)},
+                                 {at<const float>(head_norm), head_eps},
+                                 {output, at<const float>(output_bias)},
+                                 num_heads, num_kv_heads, head_dim, scale, window, softcap};
+      })
+      .def("run", [](const AttentionHalf& half, uintptr_t x, int64_t stride, int64_t num_tokens,
+                     uintptr_t y, uintptr_t cos, uintptr_t sin, const Cache& cache,
+                     const Step& step) {
+        nb::gil_scoped_release release;
+        half.run({at<const float>(x), stride, num_tokens, at<float>(y)},
+                 {at<const float>(cos), at<const float>(sin)}, cache, step);
+      });
+  nb::class_<MlpHalf>(m, "MlpHalf")
+      .def("__init__", [](MlpHalf* self, uintptr_t norm, float eps, const Matrix& gate_up,
+                          uintptr_t gate_up_bias, int activation, const Matrix& down,
+                          uintptr_t down_bias) {
+        new (self) MlpHalf{{at<const float>(norm), eps},
+                           {gate_up, at<const float>(gate_up_bias)},
+                           static_cast<Activation>(activation),
+                           {down, at<const float>(down_bias)}};
+      })
+      .def("run", [](const MlpHalf& half, uintptr_t x, int64_t stride, int64_t num_tokens,
+                     uintptr_t y) {
+        nb::gil_scoped_release release;
+        half.run({at<const float>(x), stride, num_tokens, at<float>(y)});
       });
   m.def("rotate", [](uintptr_t x, int64_t stride, int64_t num_tokens, int num_heads, int head_dim,
                      uintptr_t cos, uintptr_t sin) {

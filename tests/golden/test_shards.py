@@ -11,7 +11,7 @@ from tiny_checkpoints import computed
 
 from shoal.compute.linear import Scheme
 from shoal.models.config import decoder_config
-from shoal.models.dense_attention import dense_attention
+from shoal.models.dense_attention import DenseAttend
 from shoal.parallel.communicator import Solo
 from shoal.parallel.partition import Shard, Span, shards_of
 from shoal.weights.loader import load_decoder
@@ -57,8 +57,8 @@ def test_two_layer_ranges_equal_the_whole_bitwise(name, border, golden):
     positions_T = torch.arange(len(case.tokens_T))
     first = load(SafetensorsFolder(case.folder), layers=Span(0, border))
     last = load(SafetensorsFolder(case.folder), layers=Span(border, 4))
-    x_TE = first(first.embed(case.tokens_T), positions_T, dense_attention)
-    x_TE = last(x_TE, positions_T, dense_attention)
+    x_TE = first(first.embed(case.tokens_T), positions_T, DenseAttend())
+    x_TE = last(x_TE, positions_T, DenseAttend())
     whole_TV = computed(SafetensorsFolder(case.folder), case.tokens_T)
     assert torch.equal(last.logits(last.norm(x_TE)), whole_TV)
 
@@ -80,7 +80,7 @@ def test_unequal_tensor_ranks_add_up_to_the_whole(name, shares, golden):
         decoder = load_decoder(source, shard, scheme=Scheme(), communicator=communicator)
         with torch.inference_mode():
             positions_T = torch.arange(len(case.tokens_T))
-            x_TE = decoder(decoder.embed(case.tokens_T), positions_T, dense_attention)
+            x_TE = decoder(decoder.embed(case.tokens_T), positions_T, DenseAttend())
             return x_TE, decoder.logits(decoder.norm(x_TE))
 
     with ThreadPoolExecutor(num_ranks) as pool:

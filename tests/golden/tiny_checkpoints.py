@@ -12,7 +12,7 @@ import transformers
 
 from shoal.compute.linear import Scheme
 from shoal.models.config import DecoderConfig, decoder_config
-from shoal.models.dense_attention import dense_attention
+from shoal.models.dense_attention import DenseAttend
 from shoal.parallel.communicator import Solo
 from shoal.parallel.partition import Shard, whole_shard
 from shoal.weights.loader import load_decoder
@@ -113,7 +113,7 @@ def computed(source: Any, tokens_T: torch.Tensor, scheme: Scheme | None = None) 
     """What Shoal makes of them: float32 logits [T, V] of the whole model."""
     shard = whole(decoder_config(source.config))
     decoder = load_decoder(source, shard, scheme=scheme or Scheme(), communicator=Solo())
-    x_TE = decoder(decoder.embed(tokens_T), torch.arange(len(tokens_T)), dense_attention)
+    x_TE = decoder(decoder.embed(tokens_T), torch.arange(len(tokens_T)), DenseAttend())
     return decoder.logits(decoder.norm(x_TE))
 
 

@@ -8,7 +8,7 @@ W what a cache holds of a head.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import torch
 
@@ -17,9 +17,14 @@ from shoal.compute.kv_types import head_dim_of
 from shoal.compute.zeroed_memory import zeroed
 
 try:
-    import shoal_kernels as kernels
+    import shoal_kernels
 except ImportError:
-    kernels = None
+    shoal_kernels = None
+
+kernels = shoal_kernels
+
+if TYPE_CHECKING:
+    from shoal_kernels import Cache
 
 Activation = Literal["silu", "gelu", "gelu_tanh"]
 
@@ -28,7 +33,8 @@ _ACTIVATIONS: tuple[Activation, ...] = ("silu", "gelu", "gelu_tanh")
 # Vectors of 8 floats.
 _LANES = 8
 _CACHE_TYPES = (torch.float32, torch.float16, torch.int8)
-_MOST_HEADS = 128
+# Of queries that share a KV head.
+MOST_HEADS = 128
 
 
 def is_available() -> bool:
@@ -57,7 +63,7 @@ class NativeLinear:
             kernels.pack8(dense_NK.data_ptr(), num_rows, num_columns, self._tiles.data_ptr())
         self.matrix = kernels.Matrix(bits, self._tiles.data_ptr(), num_rows, num_columns)
         self._bias_N = None if bias_N is None else bias_N.float().contiguous()
-        self._bias_at = 0 if self._bias_N is None else self._bias_N.data_ptr()
+        self.bias_at = 0 if self._bias_N is None else self._bias_N.data_ptr()
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         return self.product(self.matrix.multiply, x, self.num_columns)
@@ -68,7 +74,7 @@ class NativeLinear:
         """What a method of `matrix` makes of rows x [..., width]; `how` are its own arguments."""
         rows = _float_rows(x, width)
         y_MN = torch.empty(rows.shape[0], self.num_rows)
-        multiply(*_at(rows), *how, y_MN.data_ptr(), self.num_rows, self._bias_at)
+        multiply(*at(rows), *how, y_MN.data_ptr(), self.num_rows, self.bias_at)
         return _shaped(y_MN, x)
 
 
@@ -76,46 +82,50 @@ class NormedLinear:
     """Of the RMS norms of rows x [..., K]; weight_K is float32."""
 
     def __init__(self, linear: NativeLinear, weight_K: torch.Tensor, eps: float) -> None:
-        self._linear = linear
+        self.linear = linear
         self._weight_K = weight_K.contiguous()
-        self._how = (self._weight_K.data_ptr(), eps)
+        self.how = (self._weight_K.data_ptr(), eps)
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
-        linear = self._linear
-        return linear.product(linear.matrix.multiply_normed, x, linear.num_columns, *self._how)
+        linear = self.linear
+        return linear.product(linear.matrix.multiply_normed, x, linear.num_columns, *self.how)
 
 
 class GatedLinear:
     """Of activation(gate) * up, for rows x [..., 2K] that hold gate, then up."""
 
     def __init__(self, linear: NativeLinear, activation: Activation) -> None:
-        self._linear = linear
-        self._activation = _ACTIVATIONS.index(activation)
+        self.linear = linear
+        self.activation = _ACTIVATIONS.index(activation)
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
-        linear, width = self._linear, 2 * self._linear.num_columns
-        return linear.product(linear.matrix.multiply_gated, x, width, self._activation)
+        linear, width = self.linear, 2 * self.linear.num_columns
+        return linear.product(linear.matrix.multiply_gated, x, width, self.activation)
 
 
 def rotate(x_TJD: torch.Tensor, cos_T1D: torch.Tensor, sin_T1D: torch.Tensor) -> None:
     """In place; the first half of sin is negated, as in `models.rope`."""
     _, num_heads, head_dim = x_TJD.shape
-    kernels.rotate(*_at(x_TJD), num_heads, head_dim, cos_T1D.data_ptr(), sin_T1D.data_ptr())
+    kernels.rotate(*at(x_TJD), num_heads, head_dim, cos_T1D.data_ptr(), sin_T1D.data_ptr())
 
 
 def can_rotate(x_TJD: torch.Tensor) -> bool:
-    return kernels is not None and _is_plain(x_TJD) and x_TJD.stride(1) == x_TJD.shape[2]
+    return kernels is not None and is_plain(x_TJD) and x_TJD.stride(1) == x_TJD.shape[2]
 
 
 def can_attend(q_THD: torch.Tensor, keys_SGW: torch.Tensor) -> bool:
     """Whether `attend` takes such queries over such a cache, `compute.kv_types`."""
-    return can_store(q_THD, keys_SGW) and q_THD.shape[1] <= _MOST_HEADS * keys_SGW.shape[1]
+    return can_store(q_THD, keys_SGW) and q_THD.shape[1] <= MOST_HEADS * keys_SGW.shape[1]
 
 
 def can_store(k_TGD: torch.Tensor, keys_SGW: torch.Tensor) -> bool:
+    return is_plain(k_TGD) and can_hold(keys_SGW)
+
+
+def can_hold(keys_SGW: torch.Tensor) -> bool:
+    """Whether the kernels know such a cache."""
     return (
         kernels is not None
-        and _is_plain(k_TGD)
         and keys_SGW.device.type == "cpu"
         and keys_SGW.dtype in _CACHE_TYPES
         and head_dim_of(keys_SGW) % _LANES == 0
@@ -130,9 +140,9 @@ def store(
     slots_T: torch.Tensor,
 ) -> None:
     """Keys and values of a step's tokens to their slots."""
-    k_at, k_stride, num_tokens = _at(k_TGD)
-    v_at, v_stride, _ = _at(v_TGD)
-    _cache(keys_SGW, values_SGW).store(
+    k_at, k_stride, num_tokens = at(k_TGD)
+    v_at, v_stride, _ = at(v_TGD)
+    cache_of(keys_SGW, values_SGW).store(
         k_at, k_stride, v_at, v_stride, slots_T.data_ptr(), num_tokens
     )
 
@@ -153,7 +163,7 @@ def attend(
 
     q and out [B * Q, H, D].
     """
-    _cache(keys_SGW, values_SGW).attend(
+    cache_of(keys_SGW, values_SGW).attend(
         q_BHD.data_ptr(),
         q_BHD.stride(0),
         out_BHD.data_ptr(),
@@ -168,7 +178,8 @@ def attend(
     )
 
 
-def _cache(keys_SGW: torch.Tensor, values_SGW: torch.Tensor) -> kernels.Cache:
+def cache_of(keys_SGW: torch.Tensor, values_SGW: torch.Tensor) -> Cache:
+    """One layer's, as the kernels see it. It does not keep the memory."""
     return kernels.Cache(
         _CACHE_TYPES.index(keys_SGW.dtype),
         keys_SGW.data_ptr(),
@@ -178,7 +189,8 @@ def _cache(keys_SGW: torch.Tensor, values_SGW: torch.Tensor) -> kernels.Cache:
     )
 
 
-def _is_plain(x: torch.Tensor) -> bool:
+def is_plain(x: torch.Tensor) -> bool:
+    """Whether the kernels take such rows where they lie."""
     return x.dtype == torch.float32 and x.device.type == "cpu" and x.stride(-1) == 1
 
 
@@ -189,7 +201,7 @@ def _float_rows(x: torch.Tensor, width: int) -> torch.Tensor:
     return rows if rows.stride(1) == 1 else rows.contiguous()
 
 
-def _at(rows: torch.Tensor) -> tuple[int, int, int]:
+def at(rows: torch.Tensor) -> tuple[int, int, int]:
     """Where they lie, how far apart, and how many."""
     return rows.data_ptr(), rows.stride(0), rows.shape[0]
 

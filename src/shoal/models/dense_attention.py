@@ -5,17 +5,33 @@ from __future__ import annotations
 import torch
 
 
-def dense_attention(
-    layer: int,  # noqa: ARG001 - part of the Attend protocol
+class DenseAttend:
+    """An `Attend` for a step that is one sequence from position 0. Memory grows with T squared."""
+
+    native_step = None
+
+    def __call__(
+        self,
+        layer: int,  # noqa: ARG002 - part of the Attend protocol
+        q_THD: torch.Tensor,
+        k_TGD: torch.Tensor,
+        v_TGD: torch.Tensor,
+        *,
+        scale: float,
+        window: int | None,
+        softcap: float | None,
+    ) -> torch.Tensor:
+        return _attended(q_THD, k_TGD, v_TGD, scale, window, softcap)
+
+
+def _attended(
     q_THD: torch.Tensor,
     k_TGD: torch.Tensor,
     v_TGD: torch.Tensor,
-    *,
     scale: float,
     window: int | None,
     softcap: float | None,
 ) -> torch.Tensor:
-    """An `Attend` for a step that is one sequence from position 0. Memory grows with T squared."""
     num_tokens, num_heads, _ = q_THD.shape
     group_size = num_heads // k_TGD.shape[1]
     k_HTD = k_TGD.repeat_interleave(group_size, dim=1).transpose(0, 1)

@@ -12,8 +12,10 @@ from typing import Protocol
 import torch
 import torch.nn.functional as F
 
+from shoal.compute import native
 from shoal.compute.linear import Linear
 from shoal.compute.native import GatedLinear, NativeLinear, NormedLinear
+from shoal.compute.native_layer import NativeAttention, NativeMLP, NativeStep
 from shoal.models.config import Activation, DecoderConfig
 from shoal.models.rope import Rotation
 
@@ -21,7 +23,12 @@ AllReduce = Callable[[torch.Tensor], torch.Tensor]
 
 
 class Attend(Protocol):
-    """Attention over what was said so far; the KV cache lives behind it."""
+    """Attention over what was said so far; the KV cache lives behind it.
+
+    `native_step` is the same for kernels that do half a layer at once; None: they cannot.
+    """
+
+    native_step: NativeStep | None
 
     def __call__(
         self,
@@ -123,10 +130,19 @@ class GatedMLP:
     ) -> None:
         self._gate_up = gate_up
         self._down = gated(activation, down)
+        self._native = _native_mlp(self._gate_up, self._down)
         self._all_reduce = all_reduce
 
     def __call__(self, x_TE: torch.Tensor) -> torch.Tensor:
+        if self._native is not None and native.is_plain(x_TE):
+            return self._all_reduce(self._native(x_TE))
         return self._all_reduce(self._down(self._gate_up(x_TE)))
+
+
+def _native_mlp(gate_up: Linear, down: Linear) -> NativeMLP | None:
+    if isinstance(gate_up, NormedLinear) and isinstance(down, GatedLinear):
+        return NativeMLP(gate_up, down)
+    return None
 
 
 class Attention:
@@ -155,9 +171,17 @@ class Attention:
         self._qkv = qkv
         self._output = output
         self._qk_norm = qk_norm
+        self._native = self._as_native(num_kv_heads)
         self._all_reduce = all_reduce
 
     def __call__(self, x_TE: torch.Tensor, rotation: Rotation, attend: Attend) -> torch.Tensor:
+        step = attend.native_step
+        if self._native is not None and step is not None and native.is_plain(x_TE):
+            y_TE = self._native(x_TE, rotation.cos_T1D, rotation.sin_T1D, step, self._layer)
+            return self._all_reduce(y_TE)
+        return self._all_reduce(self._in_parts(x_TE, rotation, attend))
+
+    def _in_parts(self, x_TE: torch.Tensor, rotation: Rotation, attend: Attend) -> torch.Tensor:
         num_tokens = x_TE.shape[0]
         qkv_TJD = self._qkv(x_TE).view(num_tokens, -1, self._head_dim)
         qk_TJD = qkv_TJD[:, : self._num_qk_heads]
@@ -173,7 +197,26 @@ class Attention:
             window=self._window,
             softcap=self._softcap,
         )
-        return self._all_reduce(self._output(out_THD.reshape(num_tokens, -1)))
+        return self._output(out_THD.reshape(num_tokens, -1))
+
+    def _as_native(self, num_kv_heads: int) -> NativeAttention | None:
+        qkv, output, qk_norm = self._qkv, self._output, self._qk_norm
+        if not (isinstance(qkv, NormedLinear) and isinstance(output, NativeLinear)):
+            return None
+        if self._num_heads > native.MOST_HEADS * num_kv_heads:
+            return None
+        return NativeAttention(
+            qkv,
+            output,
+            num_heads=self._num_heads,
+            num_kv_heads=num_kv_heads,
+            head_dim=self._head_dim,
+            head_norm_JD=None if qk_norm is None else qk_norm.weight_JD.float().contiguous(),
+            head_eps=0.0 if qk_norm is None else qk_norm.eps,
+            scale=self._scale,
+            window=self._window,
+            softcap=self._softcap,
+        )
 
 
 class DecoderLayer:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import psutil
 import torch
 
 from shoal.compute import native
+from shoal.compute.attention import Group
 from shoal.compute.kv_types import head_bytes, held_width, narrow
+from shoal.compute.native_layer import NativeStep
 from shoal.compute.zeroed_memory import take, zeroed
 from shoal.errors import OutOfMemory
 from shoal.models.config import DecoderConfig
@@ -46,6 +50,17 @@ class KVCache:
             for index in range(2 * len(shard.layers))
         ]
         self.keys, self.values = tensors[::2], tensors[1::2]
+        self._native = [
+            native.cache_of(keys, values)
+            for keys, values in zip(self.keys, self.values, strict=True)
+            if native.can_hold(keys)
+        ]
+
+    def native_step(self, slots_T: torch.Tensor, groups: Sequence[Group]) -> NativeStep | None:
+        """For kernels that do half a layer at once; None if they do not know such caches."""
+        if len(self._native) < len(self.keys):
+            return None
+        return NativeStep(self._native, self.first_layer, slots_T, groups)
 
     def take_memory(self) -> None:
         """At the start: so that a lack of it shows there and use stays flat. Raises OutOfMemory.

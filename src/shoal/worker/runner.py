@@ -27,6 +27,7 @@ class PagedAttend:
         self._cache = cache
         self._slots_T = slots_T
         self._groups = groups
+        self.native_step = cache.native_step(slots_T, groups)
 
     def __call__(
         self,

@@ -1,0 +1,88 @@
+#include "layer.h"
+
+#include <algorithm>
+#include <memory>
+#include <stdexcept>
+
+#include "pool.h"
+
+namespace shoal {
+
+namespace {
+
+// So many rows of gate and up stay in the caches of a processor until they have been multiplied.
+constexpr int64_t kMlpRows = 256;
+
+// Memory that is not cleared when it grows, and stays for the next step.
+class Room {
+ public:
+  float* of(int64_t size) {
+    if (size > size_) {
+      memory_.reset(new float[size]);
+      size_ = size;
+    }
+    return memory_.get();
+  }
+
+ private:
+  std::unique_ptr<float[]> memory_;
+  int64_t size_ = 0;
+};
+
+Rows normed(const Norm& norm, const float* x, int64_t stride, int64_t num_rows) {
+  return {Rows::Kind::kNormed, x, stride, num_rows, norm.weight, norm.eps, {}};
+}
+
+void multiply(const Linear& linear, const Rows& rows, float* y) {
+  multiply(linear.matrix, rows, {y, linear.matrix.num_rows, linear.bias});
+}
+
+void norm_heads(const Norm& norm, float* x, int64_t stride, int64_t num_tokens, int num_heads,
+                int head_dim) {
+  for (int64_t token = 0; token < num_tokens; ++token) {
+    for (int head = 0; head < num_heads; ++head) {
+      float* own = x + token * stride + head * head_dim;
+      isa().rms_norm(own, norm.weight + head * head_dim, norm.eps, head_dim, own);
+    }
+  }
+}
+
+}  // namespace
+
+void AttentionHalf::run(const Hidden& hidden, const Rotation& rotation, const Cache& cache,
+                        const Step& step) const {
+  if (hidden.num_tokens != step.num_tokens) throw std::invalid_argument("rows of another step");
+  thread_local Room qkv_room, out_room;
+  const int64_t q_width = int64_t{num_heads} * head_dim, kv_width = int64_t{num_kv_heads} * head_dim;
+  const int64_t width = q_width + 2 * kv_width, num_tokens = hidden.num_tokens;
+  float* q = qkv_room.of(num_tokens * width);
+  float* out = out_room.of(num_tokens * q_width);
+  multiply(qkv, normed(norm, hidden.x, hidden.stride, num_tokens), q);
+  const int num_turned = num_heads + num_kv_heads;
+  if (head_norm.weight != nullptr) {
+    norm_heads(head_norm, q, width, num_tokens, num_turned, head_dim);
+  }
+  rotate(q, width, num_tokens, num_turned, head_dim, rotation.cos, rotation.sin);
+  const float* k = q + q_width;
+  store(cache, k, width, k + kv_width, width, step.slots, num_tokens);
+  for (const Group& group : step.groups) {
+    attend(cache, {q + group.first_row * width, width, out + group.first_row * q_width,
+                   group.num_sequences, group.num_queries, num_heads, group.slots, group.width,
+                   group.positions, scale, window, softcap});
+  }
+  multiply(output, {Rows::Kind::kPlain, out, q_width, num_tokens, nullptr, 0, {}}, hidden.y);
+}
+
+void MlpHalf::run(const Hidden& hidden) const {
+  thread_local Room room;
+  const int64_t width = gate_up.matrix.num_rows;
+  float* gates = room.of(std::min(kMlpRows, hidden.num_tokens) * width);
+  for (int64_t first = 0; first < hidden.num_tokens; first += kMlpRows) {
+    const int64_t count = std::min(kMlpRows, hidden.num_tokens - first);
+    multiply(gate_up, normed(norm, hidden.x + first * hidden.stride, hidden.stride, count), gates);
+    multiply(down, {Rows::Kind::kGated, gates, width, count, nullptr, 0, activation},
+             hidden.y + first * down.matrix.num_rows);
+  }
+}
+
+}  // namespace shoal

@@ -1,0 +1,80 @@
+// The halves of a decoder layer, each in one call: between small calls lie microseconds of Python, and
+// a step of one token has hundreds of them.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "attention.h"
+#include "matrix.h"
+
+namespace shoal {
+
+struct Norm {
+  const float* weight;
+  float eps;
+};
+
+struct Linear {
+  Matrix matrix;
+  const float* bias;
+};
+
+// Sequences with the same number of queries, adjacent in the step.
+struct Group {
+  int64_t first_row;
+  int64_t num_sequences;
+  int64_t num_queries;
+  const int64_t* slots;  // [num_sequences, width]
+  int64_t width;
+  const int64_t* positions;  // [num_sequences, num_queries]
+};
+
+// Where a step's tokens lie in the caches, and what they attend to.
+struct Step {
+  const int64_t* slots;  // [num_tokens]
+  int64_t num_tokens;
+  std::vector<Group> groups;
+};
+
+// x [num_tokens, hidden], rows `stride` floats apart, to y [num_tokens, hidden] without gaps.
+struct Hidden {
+  const float* x;
+  int64_t stride;
+  int64_t num_tokens;
+  float* y;
+};
+
+struct Rotation {
+  const float* cos;  // [num_tokens, head_dim]
+  const float* sin;
+};
+
+// From the norm before the queries, keys and values to what attention adds to x.
+struct AttentionHalf {
+  Norm norm;
+  Linear qkv;
+  Norm head_norm;  // of queries and keys, a row of weights for each head; weight null: none
+  Linear output;
+  int num_heads;
+  int num_kv_heads;
+  int head_dim;
+  float scale;
+  int64_t window;
+  float softcap;
+
+  void run(const Hidden& hidden, const Rotation& rotation, const Cache& cache,
+           const Step& step) const;
+};
+
+// From the norm before gate and up to what the MLP adds to x.
+struct MlpHalf {
+  Norm norm;
+  Linear gate_up;
+  Activation activation;
+  Linear down;
+
+  void run(const Hidden& hidden) const;
+};
+
+}  // namespace shoal

@@ -1,0 +1,144 @@
+"""Half a layer in one native call against the same half in parts."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from msgspec.structs import replace
+from shared_models import ALL, CONFIG
+
+from shoal.compute.native import Activation, NativeLinear
+from shoal.messages import Chunk
+from shoal.models.config import DecoderConfig, decoder_config
+from shoal.models.layers import Attention, GatedMLP, HeadNorm, RMSNorm, gated, normed
+from shoal.models.rope import RotaryEmbedding
+from shoal.parallel.communicator import Solo
+from shoal.worker.batch import Batch, build_batch
+from shoal.worker.kv_cache import KVCache
+from shoal.worker.runner import PagedAttend
+
+kernels = pytest.importorskip("shoal_kernels", reason="csrc was not built: no compiler")
+
+MODEL = decoder_config(CONFIG)
+LAYER = MODEL.num_layers - 1
+BLOCK = 4
+# A decode, one with guesses, a prompt's first chunk and its later one: 1 + 3 + 9 + 6 rows.
+CHUNKS = [
+    Chunk(request_id=0, start=5, tokens=[0], block_ids=[1, 0]),
+    Chunk(request_id=1, start=6, tokens=[0, 0, 0], block_ids=[2, 3, 4], num_drafted=2),
+    Chunk(request_id=2, start=0, tokens=[0] * 9, block_ids=[5, 7, 6]),
+    Chunk(request_id=3, start=8, tokens=[0] * 6, block_ids=[8, 9, 10, 11]),
+]
+BATCH = build_batch(CHUNKS, BLOCK)
+
+
+@pytest.fixture
+def rng() -> torch.Generator:
+    return torch.Generator().manual_seed(3)
+
+
+def linear(rng: torch.Generator, rows: int, columns: int, *, with_bias: bool) -> NativeLinear:
+    bias_N = torch.randn(rows, generator=rng) if with_bias else None
+    return NativeLinear(torch.randn(rows, columns, generator=rng), bias_N)
+
+
+def norm(rng: torch.Generator) -> RMSNorm:
+    return RMSNorm(torch.randn(MODEL.hidden_size, generator=rng), 1e-5)
+
+
+def attention(
+    rng: torch.Generator, model: DecoderConfig, *, with_bias: bool, with_qk_norm: bool
+) -> Attention:
+    num_heads, num_kv_heads, size = model.num_heads, model.num_kv_heads, model.head_dim
+    rows = (num_heads + 2 * num_kv_heads) * size
+    weight_JD = torch.randn(num_heads + num_kv_heads, size, generator=rng)
+    return Attention(
+        model,
+        LAYER,
+        num_heads=num_heads,
+        num_kv_heads=num_kv_heads,
+        qkv=normed(norm(rng), linear(rng, rows, model.hidden_size, with_bias=with_bias)),
+        output=linear(rng, model.hidden_size, num_heads * size, with_bias=with_bias),
+        qk_norm=HeadNorm(weight_JD, 1e-6) if with_qk_norm else None,
+        all_reduce=Solo().all_reduce,
+    )
+
+
+class InParts(PagedAttend):
+    """Without the step that halves need."""
+
+    def __init__(self, cache: KVCache, batch: Batch) -> None:
+        super().__init__(cache, batch.slots_T, batch.groups)
+        self.native_step = None
+
+
+def cache_with_past(rng: torch.Generator, dtype: torch.dtype) -> KVCache:
+    cache = KVCache(MODEL, ALL, num_slots=12 * BLOCK, dtype=dtype)
+    slots_S = torch.arange(cache.num_slots)
+    past = torch.randn(
+        2, cache.num_slots, MODEL.num_kv_heads, MODEL.head_dim, generator=rng
+    ).unbind()
+    cache.write(LAYER, slots_S, *past)
+    return cache
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.int8])
+@pytest.mark.parametrize(
+    ("with_bias", "with_qk_norm", "window", "softcap"),
+    [(False, False, None, None), (True, True, None, 3.0), (False, True, 5, None)],
+)
+def test_attention_at_once_is_what_its_parts_make(
+    rng: torch.Generator,
+    dtype: torch.dtype,
+    with_bias: bool,
+    with_qk_norm: bool,
+    window: int | None,
+    softcap: float | None,
+) -> None:
+    layers = [replace(layer, window=window) for layer in MODEL.layers]
+    model = replace(MODEL, layers=tuple(layers), attention_softcap=softcap)
+    one = attention(rng, model, with_bias=with_bias, with_qk_norm=with_qk_norm)
+    rotation = RotaryEmbedding(model.layers[0].rope, model.head_dim, torch.float32)(
+        BATCH.positions_T
+    )
+    x_TE = torch.randn(len(BATCH.tokens_T), model.hidden_size, generator=rng)
+    state = rng.get_state()
+    caches = []
+    for _ in range(2):
+        rng.set_state(state)
+        caches.append(cache_with_past(rng, dtype))
+    at_once = PagedAttend(caches[0], BATCH.slots_T, BATCH.groups)
+    assert at_once.native_step is not None
+    y_TE = one(x_TE, rotation, at_once)
+    expected_TE = one(x_TE, rotation, InParts(caches[1], BATCH))
+    # Norms of heads are torch's in parts, and round otherwise.
+    tolerance = 1e-2 if with_qk_norm else 0.0
+    assert float((y_TE - expected_TE).norm() / expected_TE.norm()) <= tolerance
+    written = BATCH.slots_T
+    for kept, expected in zip(caches[0].keys, caches[1].keys, strict=True):
+        assert with_qk_norm or torch.equal(kept[written], expected[written])
+
+
+@pytest.mark.parametrize("activation", ["silu", "gelu", "gelu_tanh"])
+@pytest.mark.parametrize("num_rows", [1, 5, 300])
+def test_an_mlp_at_once_is_what_its_parts_make(
+    rng: torch.Generator, activation: Activation, num_rows: int
+) -> None:
+    hidden, inner = MODEL.hidden_size, 72
+    gate_up = normed(norm(rng), linear(rng, 2 * inner, hidden, with_bias=True))
+    mlp = GatedMLP(
+        gate_up,
+        down := linear(rng, hidden, inner, with_bias=True),
+        activation,
+        Solo().all_reduce,
+    )
+    x_TE = torch.randn(num_rows, hidden, generator=rng)
+    assert torch.equal(mlp(x_TE), gated(activation, down)(gate_up(x_TE)))
+
+
+def test_a_step_of_other_rows_is_refused(rng: torch.Generator) -> None:
+    one = attention(rng, MODEL, with_bias=False, with_qk_norm=False)
+    rotary = RotaryEmbedding(MODEL.layers[0].rope, MODEL.head_dim, torch.float32)
+    attend = PagedAttend(cache_with_past(rng, torch.float32), BATCH.slots_T, BATCH.groups)
+    with pytest.raises(ValueError, match="another step"):
+        one(torch.zeros(2, MODEL.hidden_size), rotary(torch.arange(2)), attend)
