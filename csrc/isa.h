@@ -47,12 +47,14 @@ struct Codes {
   int64_t num_groups;
 };
 
-// y [num_rows, up to kTile] of one tile; `bias` may be null.
+// y [num_rows, up to kTile] of one tile, on top of `bias` and of rows `onto`; both may be null.
 struct TileOut {
   float* y;
   int64_t stride;
   int width;
   const float* bias;
+  const float* onto;
+  int64_t onto_stride;
 };
 
 // Queries of one sequence, one after the other, over one kv head: q and out [num_queries,

@@ -33,8 +33,9 @@ Rows normed(const Norm& norm, const float* x, int64_t stride, int64_t num_rows) 
   return {Rows::Kind::kNormed, x, stride, num_rows, norm.weight, norm.eps, {}};
 }
 
-void multiply(const Linear& linear, const Rows& rows, float* y) {
-  multiply(linear.matrix, rows, {y, linear.matrix.num_rows, linear.bias});
+void multiply(const Linear& linear, const Rows& rows, float* y, const float* onto = nullptr,
+              int64_t onto_stride = 0) {
+  multiply(linear.matrix, rows, {y, linear.matrix.num_rows, linear.bias, onto, onto_stride});
 }
 
 void norm_heads(const Norm& norm, float* x, int64_t stride, int64_t num_tokens, int num_heads,
@@ -70,7 +71,8 @@ void AttentionHalf::run(const Hidden& hidden, const Rotation& rotation, const Ca
                    group.num_sequences, group.num_queries, num_heads, group.slots, group.width,
                    group.positions, scale, window, softcap});
   }
-  multiply(output, {Rows::Kind::kPlain, out, q_width, num_tokens, nullptr, 0, {}}, hidden.y);
+  multiply(output, {Rows::Kind::kPlain, out, q_width, num_tokens, nullptr, 0, {}}, hidden.y,
+           hidden.onto, hidden.stride);
 }
 
 void MlpHalf::run(const Hidden& hidden) const {
@@ -80,8 +82,9 @@ void MlpHalf::run(const Hidden& hidden) const {
   for (int64_t first = 0; first < hidden.num_tokens; first += kMlpRows) {
     const int64_t count = std::min(kMlpRows, hidden.num_tokens - first);
     multiply(gate_up, normed(norm, hidden.x + first * hidden.stride, hidden.stride, count), gates);
+    const float* onto = hidden.onto == nullptr ? nullptr : hidden.onto + first * hidden.stride;
     multiply(down, {Rows::Kind::kGated, gates, width, count, nullptr, 0, activation},
-             hidden.y + first * down.matrix.num_rows);
+             hidden.y + first * down.matrix.num_rows, onto, hidden.stride);
   }
 }
 

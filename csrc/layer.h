@@ -37,12 +37,14 @@ struct Step {
   std::vector<Group> groups;
 };
 
-// x [num_tokens, hidden], rows `stride` floats apart, to y [num_tokens, hidden] without gaps.
+// x [num_tokens, hidden], rows `stride` floats apart, to y [num_tokens, hidden] without gaps. What a
+// half makes of x is added to `onto`, null or x.
 struct Hidden {
   const float* x;
   int64_t stride;
   int64_t num_tokens;
   float* y;
+  const float* onto;
 };
 
 struct Rotation {

@@ -39,10 +39,13 @@ struct Rows {
   Activation activation;
 };
 
+// On top of `bias` and of rows `onto`, `onto_stride` floats apart; either may be null.
 struct Product {
   float* y;
   int64_t stride;
   const float* bias;
+  const float* onto = nullptr;
+  int64_t onto_stride = 0;
 };
 
 void multiply(const Matrix& matrix, const Rows& rows, const Product& out);

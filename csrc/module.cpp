@@ -118,10 +118,10 @@ NB_MODULE(shoal_kernels, m) {
                                  num_heads, num_kv_heads, head_dim, scale, window, softcap};
       })
       .def("run", [](const AttentionHalf& half, uintptr_t x, int64_t stride, int64_t num_tokens,
-                     uintptr_t y, uintptr_t cos, uintptr_t sin, const Cache& cache,
-                     const Step& step) {
+                     uintptr_t y, uintptr_t onto, uintptr_t cos, uintptr_t sin,
+                     const Cache& cache, const Step& step) {
         nb::gil_scoped_release release;
-        half.run({at<const float>(x), stride, num_tokens, at<float>(y)},
+        half.run({at<const float>(x), stride, num_tokens, at<float>(y), at<const float>(onto)},
                  {at<const float>(cos), at<const float>(sin)}, cache, step);
       });
   nb::class_<MlpHalf>(m, "MlpHalf")
@@ -134,9 +134,9 @@ NB_MODULE(shoal_kernels, m) {
                            {down, at<const float>(down_bias)}};
       })
       .def("run", [](const MlpHalf& half, uintptr_t x, int64_t stride, int64_t num_tokens,
-                     uintptr_t y) {
+                     uintptr_t y, uintptr_t onto) {
         nb::gil_scoped_release release;
-        half.run({at<const float>(x), stride, num_tokens, at<float>(y)});
+        half.run({at<const float>(x), stride, num_tokens, at<float>(y), at<const float>(onto)});
       });
   m.def("rotate", [](uintptr_t x, int64_t stride, int64_t num_tokens, int num_heads, int head_dim,
                      uintptr_t cos, uintptr_t sin) {

@@ -69,8 +69,11 @@ void tiles_of(const Matrix& matrix, const Codes& x, int64_t first_row, int64_t f
     const int64_t column = tile * kTile;
     const int width = static_cast<int>(std::min<int64_t>(kTile, matrix.num_rows - column));
     const float* bias = out.bias == nullptr ? nullptr : out.bias + column;
+    const float* onto =
+        out.onto == nullptr ? nullptr : out.onto + first_row * out.onto_stride + column;
     tile_of(matrix.tiles + tile * matrix.tile_bytes(), x,
-            {out.y + first_row * out.stride + column, out.stride, width, bias});
+            {out.y + first_row * out.stride + column, out.stride, width, bias, onto,
+             out.onto_stride});
   }
 }
 

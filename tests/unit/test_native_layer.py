@@ -10,9 +10,8 @@ from shared_models import ALL, CONFIG
 from shoal.compute.native import Activation, NativeLinear
 from shoal.messages import Chunk
 from shoal.models.config import DecoderConfig, decoder_config
-from shoal.models.layers import Attention, GatedMLP, HeadNorm, RMSNorm, gated, normed
+from shoal.models.layers import Attention, GatedMLP, HeadNorm, Residual, RMSNorm, gated, normed
 from shoal.models.rope import RotaryEmbedding
-from shoal.parallel.communicator import Solo
 from shoal.worker.batch import Batch, build_batch
 from shoal.worker.kv_cache import KVCache
 from shoal.worker.runner import PagedAttend
@@ -30,6 +29,8 @@ CHUNKS = [
     Chunk(request_id=3, start=8, tokens=[0] * 6, block_ids=[8, 9, 10, 11]),
 ]
 BATCH = build_batch(CHUNKS, BLOCK)
+# Added in the same call, and after it.
+RESIDUALS = (Residual(None, None), Residual(lambda y_TE: y_TE, None))
 
 
 @pytest.fixture
@@ -47,7 +48,12 @@ def norm(rng: torch.Generator) -> RMSNorm:
 
 
 def attention(
-    rng: torch.Generator, model: DecoderConfig, *, with_bias: bool, with_qk_norm: bool
+    rng: torch.Generator,
+    model: DecoderConfig,
+    residual: Residual,
+    *,
+    with_bias: bool,
+    with_qk_norm: bool,
 ) -> Attention:
     num_heads, num_kv_heads, size = model.num_heads, model.num_kv_heads, model.head_dim
     rows = (num_heads + 2 * num_kv_heads) * size
@@ -60,7 +66,7 @@ def attention(
         qkv=normed(norm(rng), linear(rng, rows, model.hidden_size, with_bias=with_bias)),
         output=linear(rng, model.hidden_size, num_heads * size, with_bias=with_bias),
         qk_norm=HeadNorm(weight_JD, 1e-6) if with_qk_norm else None,
-        all_reduce=Solo().all_reduce,
+        residual=residual,
     )
 
 
@@ -97,7 +103,11 @@ def test_attention_at_once_is_what_its_parts_make(
 ) -> None:
     layers = [replace(layer, window=window) for layer in MODEL.layers]
     model = replace(MODEL, layers=tuple(layers), attention_softcap=softcap)
-    one = attention(rng, model, with_bias=with_bias, with_qk_norm=with_qk_norm)
+    first = rng.get_state()
+    one, in_two = (
+        attention(rng.set_state(first), model, each, with_bias=with_bias, with_qk_norm=with_qk_norm)
+        for each in RESIDUALS
+    )
     rotation = RotaryEmbedding(model.layers[0].rope, model.head_dim, torch.float32)(
         BATCH.positions_T
     )
@@ -110,6 +120,7 @@ def test_attention_at_once_is_what_its_parts_make(
     at_once = PagedAttend(caches[0], BATCH.slots_T, BATCH.groups)
     assert at_once.native_step is not None
     y_TE = one(x_TE, rotation, at_once)
+    assert torch.equal(in_two(x_TE, rotation, at_once), y_TE)
     expected_TE = one(x_TE, rotation, InParts(caches[1], BATCH))
     # Norms of heads are torch's in parts, and round otherwise.
     tolerance = 1e-2 if with_qk_norm else 0.0
@@ -126,18 +137,15 @@ def test_an_mlp_at_once_is_what_its_parts_make(
 ) -> None:
     hidden, inner = MODEL.hidden_size, 72
     gate_up = normed(norm(rng), linear(rng, 2 * inner, hidden, with_bias=True))
-    mlp = GatedMLP(
-        gate_up,
-        down := linear(rng, hidden, inner, with_bias=True),
-        activation,
-        Solo().all_reduce,
-    )
+    down = linear(rng, hidden, inner, with_bias=True)
     x_TE = torch.randn(num_rows, hidden, generator=rng)
-    assert torch.equal(mlp(x_TE), gated(activation, down)(gate_up(x_TE)))
+    expected_TE = x_TE + gated(activation, down)(gate_up(x_TE))
+    for residual in RESIDUALS:
+        assert torch.equal(GatedMLP(gate_up, down, activation, residual)(x_TE), expected_TE)
 
 
 def test_a_step_of_other_rows_is_refused(rng: torch.Generator) -> None:
-    one = attention(rng, MODEL, with_bias=False, with_qk_norm=False)
+    one = attention(rng, MODEL, RESIDUALS[0], with_bias=False, with_qk_norm=False)
     rotary = RotaryEmbedding(MODEL.layers[0].rope, MODEL.head_dim, torch.float32)
     attend = PagedAttend(cache_with_past(rng, torch.float32), BATCH.slots_T, BATCH.groups)
     with pytest.raises(ValueError, match="another step"):

@@ -90,11 +90,14 @@ class NativeAttention:
         sin_T1D: torch.Tensor,
         step: NativeStep,
         layer: int,
+        onto_TE: torch.Tensor | None,
     ) -> torch.Tensor:
+        """Added to `onto_TE`, None or x itself."""
         y_TE = torch.empty(x_TE.shape[0], self._width)
         self._half.run(
             *native.at(x_TE),
             y_TE.data_ptr(),
+            0 if onto_TE is None else onto_TE.data_ptr(),
             cos_T1D.data_ptr(),
             sin_T1D.data_ptr(),
             step.cache(layer),
@@ -118,7 +121,9 @@ class NativeMLP:
             down.linear.bias_at,
         )
 
-    def __call__(self, x_TE: torch.Tensor) -> torch.Tensor:
+    def __call__(self, x_TE: torch.Tensor, onto_TE: torch.Tensor | None) -> torch.Tensor:
+        """Added to `onto_TE`, None or x itself."""
         y_TE = torch.empty(x_TE.shape[0], self._width)
-        self._half.run(*native.at(x_TE), y_TE.data_ptr())
+        onto_at = 0 if onto_TE is None else onto_TE.data_ptr()
+        self._half.run(*native.at(x_TE), y_TE.data_ptr(), onto_at)
         return y_TE

@@ -122,21 +122,42 @@ def gated(activation: Activation, linear: Linear) -> Linear:
     return _Apart(Gate(activation), linear)
 
 
+class Residual:
+    """How what half a layer makes of x is added to x: summed over the tensor ranks, then normed.
+
+    Neither, where there is one rank (`all_reduce` None) and no norm after the half.
+    """
+
+    def __init__(self, all_reduce: AllReduce | None, norm: RMSNorm | None) -> None:
+        self._all_reduce = all_reduce
+        self._norm = norm
+        self.is_plain_sum = all_reduce is None and norm is None
+
+    def __call__(self, x_TE: torch.Tensor, y_TE: torch.Tensor) -> torch.Tensor:
+        if self._all_reduce is not None:
+            y_TE = self._all_reduce(y_TE)
+        if self._norm is not None:
+            y_TE = self._norm(y_TE)
+        return x_TE + y_TE
+
+
 class GatedMLP:
     """`gate_up` holds the rows of gate, then those of up, and norms what it is given."""
 
     def __init__(
-        self, gate_up: Linear, down: Linear, activation: Activation, all_reduce: AllReduce
+        self, gate_up: Linear, down: Linear, activation: Activation, residual: Residual
     ) -> None:
         self._gate_up = gate_up
         self._down = gated(activation, down)
         self._native = _native_mlp(self._gate_up, self._down)
-        self._all_reduce = all_reduce
+        self._residual = residual
 
     def __call__(self, x_TE: torch.Tensor) -> torch.Tensor:
-        if self._native is not None and native.is_plain(x_TE):
-            return self._all_reduce(self._native(x_TE))
-        return self._all_reduce(self._down(self._gate_up(x_TE)))
+        if self._native is None or not native.is_plain(x_TE):
+            return self._residual(x_TE, self._down(self._gate_up(x_TE)))
+        if self._residual.is_plain_sum:
+            return self._native(x_TE, x_TE)
+        return self._residual(x_TE, self._native(x_TE, None))
 
 
 def _native_mlp(gate_up: Linear, down: Linear) -> NativeMLP | None:
@@ -159,7 +180,7 @@ class Attention:
         qkv: Linear,
         output: Linear,
         qk_norm: HeadNorm | None,
-        all_reduce: AllReduce,
+        residual: Residual,
     ) -> None:
         self._layer = layer
         self._num_heads = num_heads
@@ -172,14 +193,16 @@ class Attention:
         self._output = output
         self._qk_norm = qk_norm
         self._native = self._as_native(num_kv_heads)
-        self._all_reduce = all_reduce
+        self._residual = residual
 
     def __call__(self, x_TE: torch.Tensor, rotation: Rotation, attend: Attend) -> torch.Tensor:
         step = attend.native_step
-        if self._native is not None and step is not None and native.is_plain(x_TE):
-            y_TE = self._native(x_TE, rotation.cos_T1D, rotation.sin_T1D, step, self._layer)
-            return self._all_reduce(y_TE)
-        return self._all_reduce(self._in_parts(x_TE, rotation, attend))
+        if self._native is None or step is None or not native.is_plain(x_TE):
+            return self._residual(x_TE, self._in_parts(x_TE, rotation, attend))
+        where = (rotation.cos_T1D, rotation.sin_T1D, step, self._layer)
+        if self._residual.is_plain_sum:
+            return self._native(x_TE, *where, x_TE)
+        return self._residual(x_TE, self._native(x_TE, *where, None))
 
     def _in_parts(self, x_TE: torch.Tensor, rotation: Rotation, attend: Attend) -> torch.Tensor:
         num_tokens = x_TE.shape[0]
@@ -220,27 +243,9 @@ class Attention:
 
 
 class DecoderLayer:
-    """Attention and MLP begin with a norm; sandwich families have one after each as well."""
-
-    def __init__(
-        self,
-        *,
-        attention: Attention,
-        post_attention_norm: RMSNorm | None,
-        mlp: GatedMLP,
-        post_mlp_norm: RMSNorm | None,
-    ) -> None:
+    def __init__(self, attention: Attention, mlp: GatedMLP) -> None:
         self._attention = attention
-        self._post_attention_norm = post_attention_norm
         self._mlp = mlp
-        self._post_mlp_norm = post_mlp_norm
 
     def __call__(self, x_TE: torch.Tensor, rotation: Rotation, attend: Attend) -> torch.Tensor:
-        y_TE = self._attention(x_TE, rotation, attend)
-        if self._post_attention_norm is not None:
-            y_TE = self._post_attention_norm(y_TE)
-        x_TE = x_TE + y_TE
-        y_TE = self._mlp(x_TE)
-        if self._post_mlp_norm is not None:
-            y_TE = self._post_mlp_norm(y_TE)
-        return x_TE + y_TE
+        return self._mlp(self._attention(x_TE, rotation, attend))

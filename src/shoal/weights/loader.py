@@ -13,7 +13,15 @@ from shoal.errors import InternalError
 from shoal.models.config import DecoderConfig, EncoderConfig, decoder_config, encoder_config
 from shoal.models.decoder import Decoder
 from shoal.models.encoder import Encoder, EncoderLayer, LayerNorm
-from shoal.models.layers import Attention, DecoderLayer, GatedMLP, HeadNorm, RMSNorm, normed
+from shoal.models.layers import (
+    Attention,
+    DecoderLayer,
+    GatedMLP,
+    HeadNorm,
+    Residual,
+    RMSNorm,
+    normed,
+)
 from shoal.models.vocabulary import Head, SlicedEmbedding, SlicedHead
 from shoal.parallel.communicator import Communicator
 from shoal.parallel.partition import Shard, Span
@@ -156,16 +164,21 @@ class _DecoderBuilder:
         sandwich = self.config.sandwich_norms
         attention_end, mlp_end = "post_attention_layernorm", "post_feedforward_layernorm"
         mlp_start = "pre_feedforward_layernorm" if sandwich else "post_attention_layernorm"
+        after_attention, after_mlp = (
+            self.residual(self.norm(f"{prefix}{name}.weight") if sandwich else None)
+            for name in (attention_end, mlp_end)
+        )
+        before = self.norm(f"{prefix}input_layernorm.weight")
         return DecoderLayer(
-            attention=self.attention(
-                layer, self.norm(f"{prefix}input_layernorm.weight"), f"{prefix}self_attn."
-            ),
-            post_attention_norm=self.norm(f"{prefix}{attention_end}.weight") if sandwich else None,
-            mlp=self.mlp(self.norm(f"{prefix}{mlp_start}.weight"), f"{prefix}mlp."),
-            post_mlp_norm=self.norm(f"{prefix}{mlp_end}.weight") if sandwich else None,
+            self.attention(layer, before, f"{prefix}self_attn.", after_attention),
+            self.mlp(self.norm(f"{prefix}{mlp_start}.weight"), f"{prefix}mlp.", after_mlp),
         )
 
-    def attention(self, layer: int, norm: RMSNorm, prefix: str) -> Attention:
+    def residual(self, norm: RMSNorm | None) -> Residual:
+        is_alone = self.shard.num_ranks == 1
+        return Residual(None if is_alone else self.communicator.all_reduce, norm)
+
+    def attention(self, layer: int, norm: RMSNorm, prefix: str, residual: Residual) -> Attention:
         config, size = self.config, self.config.head_dim
         query_heads, kv_heads = self.shard.slice.query_heads, self.shard.slice.kv_heads
         q_rows = _part(query_heads.scaled(size), config.num_heads * size)
@@ -187,10 +200,10 @@ class _DecoderBuilder:
                 (f"{prefix}o_proj", None), columns=q_rows, with_bias=self.adds_bias
             ),
             qk_norm=self.head_norm(prefix) if config.qk_norm else None,
-            all_reduce=self.communicator.all_reduce,
+            residual=residual,
         )
 
-    def mlp(self, norm: RMSNorm, prefix: str) -> GatedMLP:
+    def mlp(self, norm: RMSNorm, prefix: str, residual: Residual) -> GatedMLP:
         columns = _part(self.shard.slice.mlp_columns, self.config.mlp_size)
         gate_up = self.parts.linear((f"{prefix}gate_proj", columns), (f"{prefix}up_proj", columns))
         return GatedMLP(
@@ -199,7 +212,7 @@ class _DecoderBuilder:
                 (f"{prefix}down_proj", None), columns=columns, with_bias=self.adds_bias
             ),
             self.config.activation,
-            self.communicator.all_reduce,
+            residual,
         )
 
     def norm(self, name: str) -> RMSNorm:

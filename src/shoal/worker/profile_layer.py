@@ -18,10 +18,9 @@ from shoal.compute.linear import Linear, Scheme, make_linear
 from shoal.config import Quantize
 from shoal.messages import Chunk
 from shoal.models.config import DecoderConfig, LayerConfig
-from shoal.models.layers import Attention, DecoderLayer, GatedMLP, RMSNorm, normed
+from shoal.models.layers import Attention, DecoderLayer, GatedMLP, Residual, RMSNorm, normed
 from shoal.models.rope import RotaryEmbedding
 from shoal.models.rope_config import DefaultRope
-from shoal.parallel.communicator import Solo
 from shoal.parallel.partition import whole_shard
 from shoal.worker.batch import build_batch
 from shoal.worker.kv_cache import KVCache, slot_bytes
@@ -180,10 +179,10 @@ def _calls(
 
 def _layer(config: DecoderConfig, layer: int, make: MakeLinear, dtype: torch.dtype) -> DecoderLayer:
     hidden, query = config.hidden_size, config.num_heads * config.head_dim
-    all_reduce = Solo().all_reduce
+    residual = Residual(None, None)
     norm = RMSNorm(torch.ones(hidden, dtype=dtype), config.norm_eps)
     return DecoderLayer(
-        attention=Attention(
+        Attention(
             config,
             layer,
             num_heads=config.num_heads,
@@ -191,14 +190,12 @@ def _layer(config: DecoderConfig, layer: int, make: MakeLinear, dtype: torch.dty
             qkv=normed(norm, make(hidden, query + 2 * config.num_kv_heads * config.head_dim)),
             output=make(query, hidden),
             qk_norm=None,
-            all_reduce=all_reduce,
+            residual=residual,
         ),
-        post_attention_norm=None,
-        mlp=GatedMLP(
+        GatedMLP(
             normed(norm, make(hidden, 2 * config.mlp_size)),
             make(config.mlp_size, hidden),
             "silu",
-            all_reduce,
+            residual,
         ),
-        post_mlp_norm=None,
     )
