@@ -114,7 +114,7 @@ def computed(source: Any, tokens_T: torch.Tensor, scheme: Scheme | None = None) 
     shard = whole(decoder_config(source.config))
     decoder = load_decoder(source, shard, scheme=scheme or Scheme(), communicator=Solo())
     x_TE = decoder(decoder.embed(tokens_T), torch.arange(len(tokens_T)), DenseAttend())
-    return decoder.logits(decoder.norm(x_TE))
+    return decoder.logits(x_TE)
 
 
 def whole(config: DecoderConfig) -> Shard:

@@ -24,7 +24,7 @@ def sample(logits_NV: torch.Tensor, samplings: list[Sampling]) -> list[int]:
     for row, sampling in enumerate(samplings):
         if needs_adjusting(sampling):
             adjust_logits(logits_NV[row], sampling)
-    drawn = logits_NV.argmax(dim=-1).tolist()
+    drawn = _best(logits_NV)
     random_rows = [row for row, sampling in enumerate(samplings) if sampling.temperature > 0.0]
     dense = [row for row in random_rows if not _truncates(samplings[row])]
     truncated = [row for row in random_rows if _truncates(samplings[row])]
@@ -34,6 +34,14 @@ def sample(logits_NV: torch.Tensor, samplings: list[Sampling]) -> list[int]:
             for row, token in zip(rows, tokens, strict=True):
                 drawn[row] = token
     return drawn
+
+
+def _best(logits_NV: torch.Tensor) -> list[int]:
+    """The first of the highest in each row."""
+    # numpy's is in vectors, and tens of times faster than torch's on a processor.
+    on_host = logits_NV.device.type == "cpu"
+    best: list[int] = (logits_NV.numpy() if on_host else logits_NV).argmax(-1).tolist()
+    return best
 
 
 def sample_seed(seed: int, index: int) -> int:

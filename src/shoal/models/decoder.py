@@ -19,7 +19,8 @@ Part = TypeVar("Part")
 
 
 class Decoder:
-    """One shard. Only the first has an embedding; only the last a final norm and a head."""
+    """One shard. Only the first has an embedding; only the last a final norm and a head, which
+    norms what it is given."""
 
     def __init__(
         self,
@@ -64,7 +65,7 @@ class Decoder:
         return _held(self.final_norm, "final norm", self.shard)(x_TE)
 
     def logits(self, x_NE: torch.Tensor) -> torch.Tensor | None:
-        """Float32 logits [N, V] of normed hidden states, soft cap included.
+        """Float32 logits [N, V] of the last layer's output, soft cap included.
 
         Tensor ranks compute a part of the vocabulary each; rank 0 has them all, others None.
         """

@@ -102,10 +102,10 @@ class _Apart:
 
     def __init__(self, first: Callable[[torch.Tensor], torch.Tensor], linear: Linear) -> None:
         self._first = first
-        self._linear = linear
+        self.linear = linear
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
-        return self._linear(self._first(x))
+        return self.linear(self._first(x))
 
 
 def normed(norm: RMSNorm, linear: Linear) -> Linear:

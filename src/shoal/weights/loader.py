@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from functools import cached_property
 from typing import TypeVar
 
 import torch
@@ -104,10 +105,11 @@ class _DecoderBuilder:
             dtype=self.scheme.dtype,
             layers=[self.held_layer(layer) or self.layer(layer) for layer in layers],
             embedding=embedding,
-            final_norm=self.final_norm() if self.shard.is_last else None,
+            final_norm=self.final_norm if self.shard.is_last else None,
             head=head,
         )
 
+    @cached_property
     def final_norm(self) -> RMSNorm:
         held = _first(each.final_norm for each in self.held)
         return held or self.norm(inventory.FINAL_NORM)
@@ -149,7 +151,7 @@ class _DecoderBuilder:
         return SlicedEmbedding(rows, self.shard.slice.vocab, self.communicator)
 
     def head(self, table: Table) -> Head:
-        head = make_head(table, self.scheme)
+        head = normed(self.final_norm, make_head(table, self.scheme))
         return head if self.shard.num_ranks == 1 else SlicedHead(head, self.communicator)
 
     def table(self, name: str) -> Table:

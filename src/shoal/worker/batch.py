@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import accumulate
 
 import numpy as np
 import torch
@@ -35,32 +36,20 @@ class Batch:
 def build_batch(chunks: list[Chunk], block_size: int) -> Batch:
     """Lay out a plan's chunks; the order of the batch's chunks is its own."""
     decodes = sorted(filter(_is_decode, chunks), key=lambda chunk: (len(chunk.tokens), chunk.start))
-    prompts = [chunk for chunk in chunks if not _is_decode(chunk)]
-    ordered = decodes + prompts
-    lengths = np.array([len(chunk.tokens) for chunk in ordered])
-    ends = lengths.cumsum()
-    tokens = np.concatenate([np.asarray(chunk.tokens) for chunk in ordered])
-    positions = np.concatenate([np.arange(c.start, c.start + len(c.tokens)) for c in ordered])
-    slots = [_slots(chunk, block_size) for chunk in ordered]
-    new_slots = np.concatenate([s[chunk.start :] for s, chunk in zip(slots, ordered, strict=True)])
-    groups = _decode_groups(decodes, slots[: len(decodes)], (ends - lengths).tolist())
-    for row, chunk in enumerate(prompts, start=len(decodes)):
-        groups.append(_prompt_group(chunk, slots[row], int(ends[row])))
+    together = _alike(decodes) + [[chunk] for chunk in chunks if not _is_decode(chunk)]
+    ordered = [chunk for some in together for chunk in some]
+    groups: list[Group] = []
+    for some in together:
+        groups.append(_group(groups[-1].stop if groups else 0, some, block_size))
+    new_slots = [group.slots_BL.gather(1, group.positions_BQ) for group in groups]
     return Batch(
         chunks=ordered,
-        tokens_T=torch.from_numpy(tokens),
-        positions_T=torch.from_numpy(positions),
-        slots_T=torch.from_numpy(new_slots),
+        tokens_T=torch.tensor([token for chunk in ordered for token in chunk.tokens]),
+        positions_T=torch.cat([group.positions_BQ.flatten() for group in groups]),
+        slots_T=torch.cat([slots.flatten() for slots in new_slots]),
         groups=groups,
-        last_rows=(ends - 1).tolist(),
+        last_rows=[row - 1 for row in accumulate(len(chunk.tokens) for chunk in ordered)],
     )
-
-
-def _slots(chunk: Chunk, block_size: int) -> np.ndarray:
-    """Where tokens 0 … start + len(tokens) of a sequence lie."""
-    blocks = np.asarray(chunk.block_ids)[:, None] * block_size
-    slots: np.ndarray = (blocks + np.arange(block_size)).reshape(-1)
-    return slots[: chunk.start + len(chunk.tokens)]
 
 
 def _is_decode(chunk: Chunk) -> bool:
@@ -68,47 +57,42 @@ def _is_decode(chunk: Chunk) -> bool:
     return len(chunk.tokens) == 1 + chunk.num_drafted
 
 
-def _decode_groups(
-    chunks: list[Chunk], slots: list[np.ndarray], first_rows: list[int]
-) -> list[Group]:
+def _alike(chunks: list[Chunk]) -> list[list[Chunk]]:
     """Of as many tokens each, cut where padding would cost too much."""
-    groups = []
-    first = 0
-    while first < len(chunks):
-        num_tokens = len(chunks[first].tokens)
-        limit = max(_MIN_KEYS, int((chunks[first].start + num_tokens) * _MAX_PADDING))
-        stop = first + 1
-        while stop < len(chunks) and _is_alike(chunks[stop], num_tokens, limit):
-            stop += 1
-        groups.append(_decode_group(first_rows[first], chunks[first:stop], slots[first:stop]))
-        first = stop
-    return groups
+    together: list[list[Chunk]] = []
+    most_keys = 0
+    for chunk in chunks:
+        num_tokens, num_keys = len(chunk.tokens), chunk.start + len(chunk.tokens)
+        if not together or num_tokens != len(together[-1][0].tokens) or num_keys > most_keys:
+            together.append([])
+            most_keys = max(_MIN_KEYS, int(num_keys * _MAX_PADDING))
+        together[-1].append(chunk)
+    return together
 
 
-def _is_alike(chunk: Chunk, num_tokens: int, most_keys: int) -> bool:
-    return len(chunk.tokens) == num_tokens and chunk.start + num_tokens <= most_keys
-
-
-def _decode_group(first_row: int, chunks: list[Chunk], slots: list[np.ndarray]) -> Group:
+def _group(first_row: int, chunks: list[Chunk], block_size: int) -> Group:
     num_tokens = len(chunks[0].tokens)
-    longest = max(len(s) for s in slots)
-    # Padding points at a sequence's own first slot: always allocated, always masked.
-    padded = np.stack([np.pad(s, (0, longest - len(s)), constant_values=s[0]) for s in slots])
-    positions = np.array([[chunk.start] for chunk in chunks]) + np.arange(num_tokens)
+    starts = np.array([chunk.start for chunk in chunks])[:, None]
     return Group(
         start=first_row,
         stop=first_row + len(chunks) * num_tokens,
-        slots_BL=torch.from_numpy(padded),
-        positions_BQ=torch.from_numpy(positions),
+        slots_BL=torch.from_numpy(_slots(chunks, starts + num_tokens, block_size)),
+        positions_BQ=torch.from_numpy(starts + np.arange(num_tokens)),
     )
 
 
-def _prompt_group(chunk: Chunk, slots: np.ndarray, end_row: int) -> Group:
-    num_tokens = len(chunk.tokens)
-    positions = np.arange(chunk.start, chunk.start + num_tokens)[None]
-    return Group(
-        start=end_row - num_tokens,
-        stop=end_row,
-        slots_BL=torch.from_numpy(slots[None].copy()),
-        positions_BQ=torch.from_numpy(positions),
-    )
+def _slots(chunks: list[Chunk], lengths: np.ndarray, block_size: int) -> np.ndarray:
+    """Where tokens 0 … length of each sequence lie; lengths [B, 1].
+
+    Padding points at a sequence's own first slot: always allocated, always masked.
+    """
+    longest = int(lengths.max())
+    num_blocks = -(-longest // block_size)
+    blocks = np.zeros((len(chunks), num_blocks), np.int64)
+    for row, chunk in zip(blocks, chunks, strict=True):
+        own = chunk.block_ids[:num_blocks]
+        row[: len(own)] = own
+    slots = (blocks[:, :, None] * block_size + np.arange(block_size)).reshape(len(chunks), -1)
+    slots = slots[:, :longest]
+    padded: np.ndarray = np.where(np.arange(longest) < lengths, slots, slots[:, :1])
+    return padded

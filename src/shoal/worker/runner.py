@@ -99,7 +99,7 @@ class DecoderRunner:
         return scored
 
     def _logits(self, x_NE: torch.Tensor) -> torch.Tensor | None:
-        return self._decoder.logits(self._decoder.norm(x_NE))
+        return self._decoder.logits(x_NE)
 
 
 class EncoderRunner:
