@@ -25,7 +25,7 @@ void share(int64_t count, int64_t floats_each, const Each& each) {
 }
 
 // Queries of one sequence that are done together: each key that is read serves them all.
-constexpr int64_t kQueriesAtOnce = 8;
+constexpr int64_t kQueriesAtOnce = 16;
 // Rows that leave room for their scores in a core's first cache.
 constexpr int64_t kRowsTogether = 32;
 
