@@ -35,8 +35,6 @@ constexpr int kSpan = 256;
 constexpr int kScoresStride = kSpan + 16;
 // So many keys' values stay in a core's first cache while all rows pass by.
 constexpr int kKeysAtOnce = 32;
-// So early keys are asked for that they are there when their turn comes.
-constexpr int kKeysAhead = 32;
 
 // So many rows share each weight that is unpacked, as many as leave their sums in registers.
 constexpr int kBlock = 4;
