@@ -25,40 +25,118 @@ void share(int64_t count, int64_t floats_each, const Each& each) {
 }
 
 // Queries of one sequence that are done together: each key that is read serves them all.
-constexpr int64_t kQueriesAtOnce = 8;
+constexpr int64_t kQueriesAtOnce = 16;
+// Rows that leave room for their scores in a core's first cache.
+constexpr int64_t kRowsTogether = 32;
 
 // A line of a processor's cache: vectors that cross none are read and written faster.
 struct alignas(64) Line {
   float values[16];
 };
 
-void attend_some(const Cache& cache, const Queries& queries, int64_t sequence, int64_t first,
-                 int64_t count, int kv_head) {
-  const int num_heads = queries.num_heads / cache.num_kv_heads;
-  const int64_t at_head = int64_t{kv_head} * num_heads * cache.head_dim;
-  const int64_t row = sequence * queries.num_queries + first;
-  const int64_t out_stride = int64_t{queries.num_heads} * cache.head_dim;
-  const HeadQueries some = {
-      queries.q + row * queries.q_stride + at_head,
-      queries.q_stride,
-      queries.out + row * out_stride + at_head,
+// Memory that a thread keeps for the next time.
+float* at_least(std::vector<Line>& lines, int64_t num_floats) {
+  const size_t wanted = (num_floats + 15) / 16;
+  if (lines.size() < wanted) lines.resize(wanted);
+  return lines.data()->values;
+}
+
+// Tiles of queries times groups of kv heads, of each sequence.
+class Tiles {
+ public:
+  Tiles(const Cache& cache, const Queries& queries) : cache_(cache), queries_(queries) {
+    num_heads_ = queries.num_heads / cache.num_kv_heads;
+    queries_at_once_ = std::clamp<int64_t>(kMostRows / num_heads_, 1, kQueriesAtOnce);
+    num_tiles_ = (queries.num_queries + queries_at_once_ - 1) / queries_at_once_;
+  }
+
+  // Neighbours in memory, if there is enough to do without cutting between them.
+  void join_heads() {
+    const int64_t rows = num_heads_ * std::min(queries_at_once_, queries_.num_queries);
+    heads_at_once_ = std::clamp<int64_t>(kRowsTogether / rows, 1, cache_.num_kv_heads);
+  }
+
+  int64_t num_groups() const {
+    return (cache_.num_kv_heads + heads_at_once_ - 1) / heads_at_once_;
+  }
+  int64_t size() const { return queries_.num_sequences * num_tiles_ * num_groups(); }
+
+  // The last queries see the most keys: they begin, so that nobody waits for them in the end.
+  HeadQueries at(int64_t index) const {
+    const int64_t tile = num_tiles_ - 1 - index / num_groups() % num_tiles_;
+    return queries_of(index / (num_groups() * num_tiles_), tile * queries_at_once_,
+                      index % num_groups() * heads_at_once_);
+  }
+
+ private:
+  HeadQueries queries_of(int64_t sequence, int64_t first, int64_t kv_head) const;
+
+  const Cache& cache_;
+  const Queries& queries_;
+  int num_heads_;
+  int64_t queries_at_once_;
+  int64_t num_tiles_;
+  int64_t heads_at_once_ = 1;
+};
+
+HeadQueries Tiles::queries_of(int64_t sequence, int64_t first, int64_t kv_head) const {
+  const int64_t at_head = kv_head * num_heads_ * cache_.head_dim;
+  const int64_t row = sequence * queries_.num_queries + first;
+  const int64_t out_stride = int64_t{queries_.num_heads} * cache_.head_dim;
+  return {
+      queries_.q + row * queries_.q_stride + at_head,
+      queries_.q_stride,
+      queries_.out + row * out_stride + at_head,
       out_stride,
-      static_cast<int>(count),
-      num_heads,
-      cache.head_dim,
-      cache.keys + kv_head * cache.head_bytes(),
-      cache.values + kv_head * cache.head_bytes(),
-      cache.slot_bytes(),
-      queries.slots + sequence * queries.width,
-      queries.positions[row],
-      queries.window,
-      queries.scale,
-      queries.softcap,
+      static_cast<int>(std::min(queries_at_once_, queries_.num_queries - first)),
+      static_cast<int>(std::min(heads_at_once_, cache_.num_kv_heads - kv_head)),
+      num_heads_,
+      cache_.head_dim,
+      cache_.keys + kv_head * cache_.head_bytes(),
+      cache_.values + kv_head * cache_.head_bytes(),
+      cache_.slot_bytes(),
+      queries_.slots + sequence * queries_.width,
+      queries_.positions[row],
+      queries_.window,
+      queries_.scale,
+      queries_.softcap,
   };
-  thread_local std::vector<Line> scores;
-  const int64_t num_floats = count * num_heads * some.scores_width() + kKeysAtOnce * cache.head_dim;
-  scores.resize((num_floats + 15) / 16);
-  isa().attend[static_cast<int>(cache.type)](some, scores.data()->values);
+}
+
+void attend_span(CacheType type, const HeadQueries& queries, int64_t span, float* shares) {
+  thread_local std::vector<Line> scratch;
+  isa().attend[static_cast<int>(type)](
+      queries, span, at_least(scratch, queries.scratch_floats()), shares);
+}
+
+void attend_all(CacheType type, const HeadQueries& queries) {
+  thread_local std::vector<Line> memory;
+  const int64_t num_spans = queries.num_spans();
+  float* shares = at_least(memory, num_spans * queries.span_floats());
+  for (int64_t span = 0; span < num_spans; ++span) {
+    attend_span(type, queries, span, shares + span * queries.span_floats());
+  }
+  isa().combine(queries, shares);
+}
+
+// For few tiles: all threads share the spans of each.
+void attend_by_spans(CacheType type, const Tiles& tiles, int64_t most_spans) {
+  thread_local std::vector<Line> memory;
+  int64_t most_floats = 0;
+  for (int64_t i = 0; i < tiles.size(); ++i) {
+    most_floats = std::max(most_floats, tiles.at(i).span_floats() * most_spans);
+  }
+  float* shares = at_least(memory, tiles.size() * most_floats);
+  pool().run(static_cast<uint32_t>(tiles.size() * most_spans), [&](uint32_t part) {
+    const HeadQueries queries = tiles.at(part / most_spans);
+    const int64_t span = part % most_spans;
+    if (span >= queries.num_spans()) return;
+    attend_span(type, queries, span,
+                shares + part / most_spans * most_floats + span * queries.span_floats());
+  });
+  pool().run(static_cast<uint32_t>(tiles.size()), [&](uint32_t index) {
+    isa().combine(tiles.at(index), shares + index * most_floats);
+  });
 }
 
 void check(const Cache& cache, const int64_t* slots, int64_t count) {
@@ -93,16 +171,14 @@ void store(const Cache& cache, const float* k, int64_t k_stride, const float* v,
 
 void attend(const Cache& cache, const Queries& queries) {
   check(cache, queries);
-  const int num_heads = queries.num_heads / cache.num_kv_heads;
-  const int64_t at_once = std::clamp<int64_t>(kMostRows / num_heads, 1, kQueriesAtOnce);
-  const int64_t num_tiles = (queries.num_queries + at_once - 1) / at_once;
-  const int64_t num_parts = queries.num_sequences * num_tiles * cache.num_kv_heads;
-  pool().run(static_cast<uint32_t>(num_parts), [&](uint32_t part) {
-    // The last queries see the most keys: they begin, so that nobody waits for them in the end.
-    const int64_t tile = num_tiles - 1 - part / cache.num_kv_heads % num_tiles;
-    const int64_t count = std::min(at_once, queries.num_queries - tile * at_once);
-    attend_some(cache, queries, part / (cache.num_kv_heads * num_tiles), tile * at_once, count,
-                part % cache.num_kv_heads);
+  Tiles tiles(cache, queries);
+  int64_t most_spans = 0;
+  for (int64_t i = 0; i < tiles.size(); ++i) most_spans = std::max(most_spans, tiles.at(i).num_spans());
+  const int64_t enough = 4 * pool().num_threads();
+  if (tiles.size() / cache.num_kv_heads * most_spans >= enough) tiles.join_heads();
+  if (tiles.size() < enough && most_spans > 1) return attend_by_spans(cache.type, tiles, most_spans);
+  pool().run(static_cast<uint32_t>(tiles.size()), [&](uint32_t part) {
+    attend_all(cache.type, tiles.at(part));
   });
 }
 

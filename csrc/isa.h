@@ -28,10 +28,13 @@ constexpr int64_t head_bytes(CacheType type, int head_dim) {
   return int64_t{head_dim} * (type == CacheType::kFloat16 ? 2 : 4);
 }
 
+// Keys are attended to in spans of so many, by their positions: what a row gets of a span depends on
+// nothing but the two, so that spans may be done in any order, by any thread.
+constexpr int kSpan = 256;
+// From a row of scores to the next: rows of a power of two would push each other out of a core's cache.
+constexpr int kScoresStride = kSpan + 16;
 // So many keys' values stay in a core's first cache while all rows pass by.
 constexpr int kKeysAtOnce = 32;
-// So early keys are asked for that they are there when their turn comes.
-constexpr int kKeysAhead = 32;
 
 // So many rows share each weight that is unpacked, as many as leave their sums in registers.
 constexpr int kBlock = 4;
@@ -57,8 +60,8 @@ struct TileOut {
   int64_t onto_stride;
 };
 
-// Queries of one sequence, one after the other, over one kv head: q and out [num_queries,
-// num_heads, head_dim], tokens so many floats apart. Keys lie in a cache whose slots are
+// Queries of one sequence, one after the other, over some kv heads: q and out [num_queries,
+// num_kv_heads, num_heads, head_dim], tokens so many floats apart. Keys lie in a cache whose slots are
 // `slot_bytes` apart; `slots` says where, from the sequence's first token on.
 struct HeadQueries {
   const float* q;
@@ -66,7 +69,8 @@ struct HeadQueries {
   float* out;
   int64_t out_stride;
   int num_queries;
-  int num_heads;
+  int num_kv_heads;
+  int num_heads;  // that share a kv head
   int head_dim;
   const uint8_t* keys;
   const uint8_t* values;
@@ -82,9 +86,16 @@ struct HeadQueries {
   int64_t first(int query) const {
     return window == 0 || window > stop(query) ? 0 : stop(query) - window;
   }
-  // Scores are kept from a multiple of 8 to another, for all queries.
-  int64_t scores_first() const { return first(0) / 8 * 8; }
-  int64_t scores_width() const { return last() / 8 * 8 + 8 - scores_first(); }
+  int64_t first_span() const { return first(0) / kSpan; }
+  int64_t num_spans() const { return last() / kSpan + 1 - first_span(); }
+  // A row is a query and a head: [num_kv_heads, num_queries, num_heads].
+  int num_rows() const { return num_kv_heads * num_queries * num_heads; }
+  // What a span gives to a row: the sum of its values by weight, the largest score, the weights' sum.
+  int share_floats() const { return head_dim + 8; }
+  int64_t span_floats() const { return int64_t{num_rows()} * share_floats(); }
+  int64_t scratch_floats() const {
+    return int64_t{num_rows()} * kScoresStride + int64_t{kKeysAtOnce} * head_dim;
+  }
 };
 
 struct Isa {
@@ -99,8 +110,11 @@ struct Isa {
   void (*tile8)(const uint8_t* tile, const Codes& x, const TileOut& out);
   // A token's heads, x [num_heads, head_dim], `head_dim` a multiple of 8; by CacheType, as below.
   void (*store[kNumCacheTypes])(const float* x, int num_heads, int head_dim, uint8_t* to);
-  // `scores` has room for scores_width() of each head and query, and for kKeysAtOnce heads.
-  void (*attend[kNumCacheTypes])(const HeadQueries& queries, float* scores);
+  // The shares [num_rows] of a span, counted from first_span() on; `scratch` has scratch_floats().
+  void (*attend[kNumCacheTypes])(const HeadQueries& queries, int64_t span, float* scratch,
+                                 float* shares);
+  // The shares of all spans [num_spans, num_rows] to `out`.
+  void (*combine)(const HeadQueries& queries, const float* shares);
   // Element i of a head turns with element i + head_dim / 2.
   void (*rotate)(float* x, int num_heads, int head_dim, const float* cos, const float* sin);
 };

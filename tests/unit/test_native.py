@@ -214,6 +214,68 @@ def test_attention_of_chunks_and_of_single_queries(
         assert torch.equal(attend(first, stop), whole[first:stop])
 
 
+EDGES = (0, 7, 31, 32, 33, 254, 255, 256, 257, 288, 511, 512, 513, 529)
+
+
+@pytest.mark.parametrize("kv_dtype", KV_DTYPES)
+@pytest.mark.parametrize(
+    ("num_heads", "num_kv_heads", "head_dim", "window", "softcap"),
+    [(9, 3, 64, None, None), (5, 1, 80, 300, None), (8, 1, 128, 33, 4.0), (4, 2, 256, 257, None)],
+)
+def test_attention_does_not_know_how_keys_and_queries_are_shared_out(
+    rng: torch.Generator,
+    num_heads: int,
+    num_kv_heads: int,
+    head_dim: int,
+    window: int | None,
+    softcap: float | None,
+    kv_dtype: torch.dtype,
+) -> None:
+    num_keys = EDGES[-1] + 1
+    k_LGD, v_LGD = torch.randn(2, num_keys, num_kv_heads, head_dim, generator=rng).unbind()
+    q_LHD = torch.randn(num_keys, num_heads, head_dim, generator=rng) * 3
+    slots_L = torch.randperm(600, generator=rng)[:num_keys]
+    keys, values = caches(600, num_kv_heads, head_dim, kv_dtype).unbind()
+    native.store(keys, values, k_LGD, v_LGD, slots_L)
+
+    def attend(positions_BQ: torch.Tensor) -> torch.Tensor:
+        """Sequences that share their keys."""
+        q, positions_BQ = q_LHD[positions_BQ.flatten()], positions_BQ.contiguous()
+        out, slots_BL = torch.empty_like(q), slots_L.repeat(len(positions_BQ), 1)
+        how = {"scale": head_dim**-0.5, "window": window, "softcap": softcap}
+        native.attend(q, keys, values, slots_BL, positions_BQ, out, **how)
+        return out
+
+    edges = torch.tensor(EDGES)
+    drafts = torch.tensor([254, 509, 27, 500]).unsqueeze(1) + torch.arange(5)
+    # All at once; one query of each; a few of each; and each thread a span of one sequence.
+    whole = attend(torch.arange(num_keys).unsqueeze(0))
+    assert torch.equal(attend(edges.unsqueeze(1)), whole[edges])
+    assert torch.equal(attend(drafts), whole[drafts.flatten()])
+    for number in (1, 4):
+        native.set_num_threads(number)
+        for edge in (255, 256, 529):
+            assert torch.equal(attend(torch.tensor([[edge]])), whole[edge : edge + 1])
+        assert torch.equal(attend(torch.arange(250, 290).unsqueeze(0)), whole[250:290])
+    k_LGD, v_LGD = (widen(cache[slots_L], torch.float32) for cache in (keys, values))
+    last = attended(q_LHD[-40:], k_LGD, v_LGD, window=window, softcap=softcap)
+    torch.testing.assert_close(whole[-40:], last, atol=2e-5, rtol=2e-5)
+
+
+def test_a_key_that_is_not_a_number_stays_with_those_who_see_it(rng: torch.Generator) -> None:
+    keys, values = torch.randn(2, 320, 1, 16, generator=rng).unbind()
+    q = torch.randn(320, 3, 16, generator=rng)
+    slots, positions = torch.arange(320).unsqueeze(0), torch.arange(320).unsqueeze(0)
+    how = {"scale": 0.25, "window": 40, "softcap": None}
+    out, marred = torch.empty_like(q), torch.empty_like(q)
+    native.attend(q, keys, values, slots, positions, out, **how)
+    keys[260] = values[270] = torch.nan
+    native.attend(q, keys, values, slots, positions, marred, **how)
+    sees = (torch.arange(320) >= 260) & (torch.arange(320) < 310)
+    assert torch.equal(marred[~sees], out[~sees])
+    assert marred[sees].isnan().all()
+
+
 def test_sequences_of_a_group_do_not_meet(rng: torch.Generator) -> None:
     keys, values = torch.randn(2, 32, 1, 16, generator=rng).unbind()
     q = torch.randn(3, 2, 16, generator=rng)
