@@ -102,9 +102,9 @@ def table_of(rows: Sequence[Row], limits: Limits) -> Table:
     title = "times in ms: p50 / p90 / p99; good: " + ", ".join(
         f"{name} ≤ {limit_ms:g} ms" for name, limit_ms in limits.items()
     )
-    columns = ("requests/s", "requests", "first token", "between tokens", "per token and request")
-    columns += ("tokens/s", "good", "good/s", "cached", "late", "errors")
-    table = Table(*columns, title=title)
+    times = ("first token", "between tokens", "per token and request")
+    rates = ("tokens/s", "good", "good/s", "cached", "late", "errors")
+    table = Table("requests/s", "requests", *times, *rates, title=title)
     for column in table.columns:
         column.justify = "right"
     for row in rows:
