@@ -75,7 +75,7 @@ FULL = Plan(
     rates_s=4.0,
 )
 QUICK = Plan(
-    layers={"llama-1b": [1, 2]},
+    layers={"llama-1b": [1, 2], "llama-3b": [1, 2]},
     contexts=[128, 1024],
     streams=[1, 8, 32],
     num_steps=8,
@@ -120,8 +120,9 @@ def bits_of(quantize: Quantize) -> Literal[4, 8]:
 
 
 def sweep_layers(
-    shape: LlamaShape, counts: list[int], plan: Plan, options: argparse.Namespace
+    shape: LlamaShape, plan: Plan, options: argparse.Namespace
 ) -> tuple[list[Point], list[Extrapolated]]:
+    counts = plan.layers[shape.name]
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         paths = write_checkpoints(shape, counts, SMALL_VOCABULARY, folder)
@@ -241,8 +242,7 @@ def measure(
     wholes: list[Extrapolated] = []
     if "layers" in options.only:
         for name in options.shapes or plan.layers:
-            counts = plan.layers.get(name, plan.layers["llama-1b"])
-            some, their_wholes = sweep_layers(LLAMA_SHAPES[name], counts, plan, options)
+            some, their_wholes = sweep_layers(LLAMA_SHAPES[name], plan, options)
             points["layers"] += some
             wholes += their_wholes
     if "context" in options.only:
