@@ -91,6 +91,9 @@ def test_what_is_drawn_is_what_was_measured() -> None:
     # No limit on these was asked for.
     assert [line.get_label() for line in per_token.lines] == ["p50", "p90", "p99"]
     assert list(good.lines[1].get_ydata()) == [0.5, 1.0]
+    limit, part = figures["roofline.png"].axes[0].lines
+    assert list(limit.get_xdata()) == list(limit.get_ydata()) == [5.0, 700.0]
+    assert list(part.get_ydata()) == [3.0, 420.0]
     labels = figures["roofline.png"].axes[0].get_legend_handles_labels()[1]
     assert "m, all layers: extrapolated" in labels and "m, 2 layers, prefill" in labels
 

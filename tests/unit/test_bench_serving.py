@@ -20,7 +20,7 @@ from bench.serving_loads import (
 )
 from shoal.errors import OperatorError
 from shoal.evaluate.latency import Trace
-from shoal.evaluate.load import Piece, Prompt
+from shoal.evaluate.load import LoadSpec, Piece, Prompt, arrival_times
 
 TEXT = list(range(2000))
 CHAT = Workload(
@@ -112,6 +112,14 @@ def test_a_turn_has_the_answers_before_it_in_its_prompt() -> None:
     assert target.prompts == [[1, 2], [1, 2, -2, -3, 3], [1, 2, -2, -3, 3, -2, -3, 4, 5]]
     assert [one.num_output_tokens for one in sent.traces] == [2, 2, 2]
     assert len(sent.late_s) == 1 and sent.late_s[0] >= 0
+
+
+def test_conversations_begin_so_seldom_that_their_turns_come_at_the_rate() -> None:
+    conversations = [[[1], [2], [3]] for _ in range(12)]
+    sent = sent_to(ScriptedTarget(), conversations)
+    planned_s = arrival_times(LoadSpec(num_requests=12, rate_per_s=1000.0, seed=0))
+    begun_s = [one.sent_s for one in sent.traces[::3]]
+    assert begun_s[-1] - begun_s[0] >= planned_s[-1] - sent.late_s[0]
 
 
 def test_a_turn_that_fails_ends_its_conversation_only() -> None:
