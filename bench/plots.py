@@ -20,7 +20,7 @@ Record = Mapping[str, Any]
 
 _MEASURED, _LIMIT, _GOOD = "#0b6e99", "#888888", "#2e7d32"
 _SHADES = {"p50_ms": "#7fb8d0", "p90_ms": "#2f8fb5", "p99_ms": "#0b4f6c"}
-_COLOURS = ("#0b6e99", "#c05621", "#2e7d32", "#7b4fa3")
+_COLOURS = ("#0b6e99", "#c05621", "#2e7d32", "#7b4fa3", "#b08900")
 _DPI = 150
 
 
@@ -38,20 +38,30 @@ def read_record(path: Path) -> Record:
 
 
 def figures_of(records: Sequence[Record]) -> dict[str, Figure]:
-    """By file name. What no record tells has no figure."""
+    """By file name. What no record tells has no figure.
+
+    Raises ValueError for two records that tell the same.
+    """
     sweeps = [record for record in records if record["benchmark"] == "sweep"]
-    figures: dict[str, Figure] = {}
+    figures: list[tuple[str, Figure]] = []
     for record in sweeps:
         if streams := record["points"].get("streams"):
-            figures["throughput.png"] = throughput(streams, record["machine"])
+            figures.append(("throughput.png", throughput(streams, record["machine"])))
         if context := record["points"].get("context"):
-            figures["context.png"] = cost_of_context(context, record["machine"])
+            figures.append(("context.png", cost_of_context(context, record["machine"])))
     if sweeps:
-        figures["roofline.png"] = roofline(sweeps)
+        figures.append(("roofline.png", roofline(sweeps)))
     for record in records:
         if record["benchmark"] == "serve":
-            figures[f"latency-{record['workload']['name']}.png"] = latency(record)
-    return figures
+            words = [
+                record["workload"]["name"],
+                *(word.strip("-").replace("/", "-") for word in record["server"]),
+            ]
+            figures.append((f"latency-{'-'.join(words)}.png", latency(record)))
+    names = [name for name, _ in figures]
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise ValueError(f"several results are for {', '.join(twice)}: give one of them")
+    return dict(figures)
 
 
 def throughput(points: Sequence[Record], machine: str) -> Figure:
@@ -99,8 +109,14 @@ def roofline(sweeps: Sequence[Record]) -> Figure:
     """Every point where its limit is, and how far below it stays."""
     machines = dict.fromkeys(sweep["machine"] for sweep in sweeps)
     figure, (axes,) = _figure("Tokens per second against the roofline", "\n".join(machines))
-    points = [point for sweep in sweeps for some in sweep["points"].values() for point in some] + [
-        one | {"figure": "extrapolated"} for sweep in sweeps for one in sweep["extrapolated"]
+    points = [
+        point | {"model": _held(sweep, point["model"])}
+        for sweep in sweeps
+        for some in (
+            *sweep["points"].values(),
+            [one | {"figure": "extrapolated"} for one in sweep["extrapolated"]],
+        )
+        for point in some
     ]
     colours = {model: _COLOURS[n % len(_COLOURS)] for n, model in enumerate(_models(points))}
     markers = {"decode": "o", "prefill": "s", "extrapolated": "D"}
@@ -133,6 +149,7 @@ def roofline(sweeps: Sequence[Record]) -> Figure:
 def latency(record: Record) -> Figure:
     rows, limits = record["rows"], record["limits"]
     title = f"{record['model']} under load: {_described(record['workload'])}"
+    title = " ".join([title, *record["server"]])
     figure, panels = _figure(title, record["machine"], num_panels=3)
     rates = [row["rate_per_s"] for row in rows]
     labels = {"ttft": "to the first token, ms", "tpot": "for each token after it, ms"}
@@ -180,6 +197,10 @@ def _contexts(points: Sequence[Record]) -> str:
 
 def _models(points: Sequence[Record]) -> list[str]:
     return list(dict.fromkeys(point["model"] for point in points))
+
+
+def _held(sweep: Record, model: str) -> str:
+    return model if sweep["quantize"] == "auto" else f"{model} {sweep['quantize']}"
 
 
 def _label(points: Sequence[Record]) -> str:

@@ -33,6 +33,7 @@ def point(figure: str, streams: int, context: int, ms: float, limit: float) -> d
 SWEEP = {
     "benchmark": "sweep",
     "machine": MACHINE,
+    "quantize": "int4",
     "points": {
         "streams": [point("decode", 1, 64, 10.0, 200.0), point("decode", 8, 64, 40.0, 400.0)],
         "context": [
@@ -51,6 +52,7 @@ SERVE = {
     "benchmark": "serve",
     "machine": MACHINE,
     "model": "m",
+    "server": [],
     "workload": {
         "name": "chat",
         "question_tokens": 32,
@@ -95,7 +97,17 @@ def test_what_is_drawn_is_what_was_measured() -> None:
     assert list(limit.get_xdata()) == list(limit.get_ydata()) == [5.0, 700.0]
     assert list(part.get_ydata()) == [3.0, 420.0]
     labels = figures["roofline.png"].axes[0].get_legend_handles_labels()[1]
-    assert "m, all layers: extrapolated" in labels and "m, 2 layers, prefill" in labels
+    assert "m int4, all layers: extrapolated" in labels
+    assert "m int4, 2 layers, prefill" in labels
+
+
+def test_results_do_not_cover_one_another() -> None:
+    uncached = SERVE | {"server": ["--no-prefix-cache"]}
+    figures = plots.figures_of([SERVE, uncached])
+    assert set(figures) == {"latency-chat.png", "latency-chat-no-prefix-cache.png"}
+    assert "--no-prefix-cache" in figures["latency-chat-no-prefix-cache.png"].get_suptitle()
+    with pytest.raises(ValueError, match=r"several results are for latency-chat\.png"):
+        plots.figures_of([SERVE, SWEEP, SERVE])
 
 
 def test_only_the_last_line_of_a_file_counts(tmp_path: Path) -> None:
