@@ -140,9 +140,10 @@ def roofline(sweeps: Sequence[Record]) -> Figure:
         axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
     axes.set(
         xlabel="limit: memory, or float32 arithmetic (8-bit kernels can pass it), tokens/s",
-        ylabel="measured, tokens/s",
+        ylabel="measured (hollow: extrapolated), tokens/s",
     )
-    axes.legend(fontsize=8)
+    figure.set_figwidth(10.0)
+    figure.legend(loc="outside right upper", fontsize=8)
     return figure
 
 
