@@ -10,19 +10,24 @@ Kernels of 8-bit integers can pass the second.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from functools import partial
+from typing import Any, Literal
 
 import msgspec
 import torch
 
-from shoal.models.config import decoder_config
+from shoal.models.config import DecoderConfig, decoder_config
+from shoal.weights.inventory import EMBEDDING, HEAD, decoder_shapes
 from shoal.weights.source import ModelFiles, open_source
 from shoal.worker.node_memory import usable_memory_bytes
 from shoal.worker.profile_matrices import measure_reading
 from shoal.worker.stopwatch import time_in_turn
 
 _SIZE = 2048
-_EMBEDDING, _HEAD = "model.embed_tokens.weight", "lm_head.weight"
+_EMBEDDING, _HEAD = f"model.{EMBEDDING}", HEAD
+# A number of a block of 32, with its share of the scale, and in 4 bits of the minimum.
+_BLOCK_BYTES = {4: 0.625, 8: 1.0625}
 
 
 class Rates(msgspec.Struct, frozen=True, kw_only=True):
@@ -83,11 +88,41 @@ def shape_of(files: ModelFiles, kv_bytes_per_token: float) -> Shape:
         extents = source.layout().tensors
     finally:
         source.close()
+    held = {name: extents[name].num_bytes for name in sizes}
+    return _shape(model, sizes, held, kv_bytes_per_token)
+
+
+def shape_in_blocks(
+    config: Mapping[str, Any], bits: Literal[4, 8], kv_bytes_per_token: float
+) -> Shape:
+    """Of weights that are rounded as they are loaded, in the bytes that GGUF's Q4_1 or Q8_0 has.
+
+    The head has 8 bits in either, vectors have 32.
+    """
+    model = decoder_config(config)
+    shapes = {
+        name if name == _HEAD else f"model.{name}": size
+        for name, size in decoder_shapes(model).items()
+    }
+    sizes = {name: math.prod(size) for name, size in shapes.items()}
+    held = {}
+    for name, size in shapes.items():
+        each = _BLOCK_BYTES[8 if name in (_EMBEDDING, _HEAD) else bits]
+        held[name] = round(sizes[name] * (4 if len(size) == 1 else each))
+    return _shape(model, sizes, held, kv_bytes_per_token)
+
+
+def _shape(
+    model: DecoderConfig,
+    sizes: Mapping[str, int],
+    held_bytes: Mapping[str, int],
+    kv_bytes_per_token: float,
+) -> Shape:
     head = _EMBEDDING if model.tied_head else _HEAD
-    looked_up = {_EMBEDDING} - {head}
+    read = sizes.keys() - ({_EMBEDDING} - {head})
     return Shape(
-        weight_bytes=sum(extents[name].num_bytes for name in sizes.keys() - looked_up),
-        layer_weights=sum(sizes[name] for name in sizes.keys() - looked_up - {head}),
+        weight_bytes=sum(held_bytes[name] for name in read),
+        layer_weights=sum(sizes[name] for name in read - {head}),
         head_weights=sizes[head],
         attention_operations_per_key=4 * model.num_layers * model.num_heads * model.head_dim,
         kv_bytes_per_token=kv_bytes_per_token,

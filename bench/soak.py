@@ -13,15 +13,9 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
-import re
-import subprocess
-import sys
-import tempfile
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterator
-from contextlib import contextmanager
-from pathlib import Path
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 import httpx
@@ -29,10 +23,9 @@ import msgspec
 import psutil
 from rich.console import Console
 from rich.table import Table
+from server_process import served
 
-SHOAL = Path(sys.executable).parent / "shoal"
 REPORT_EVERY = 200
-START_LIMIT_S = 180
 IDLE_LIMIT_S = 30
 NUM_KINDS = 8
 
@@ -152,35 +145,6 @@ class Asker:
         return lines
 
 
-@contextmanager
-def served(model: str) -> Iterator[tuple[str, psutil.Process]]:
-    """A server in a child process: its URL and the process."""
-    with tempfile.TemporaryFile("w+") as log:
-        command = [str(SHOAL), "serve", model, "--port", "0", "--kv-memory", "512MiB"]
-        child = subprocess.Popen(command, stdout=log, stderr=log)
-        try:
-            yield _wait_for_url(child, log.fileno()), psutil.Process(child.pid)
-        finally:
-            child.terminate()
-            try:
-                child.wait(60)
-            except subprocess.TimeoutExpired:
-                child.kill()
-                child.wait()
-
-
-def _wait_for_url(child: subprocess.Popen[bytes], log_fd: int) -> str:
-    deadline_s = time.monotonic() + START_LIMIT_S
-    while time.monotonic() < deadline_s:
-        said = Path(f"/proc/self/fd/{log_fd}").read_text()
-        if found := re.search(r"API\s+(\S+)/v1", said):
-            return found[1]
-        if child.poll() is not None:
-            sys.exit(f"the server ended with {child.returncode}: {said}")
-        time.sleep(0.2)
-    sys.exit(f"the server was not ready after {START_LIMIT_S} s")
-
-
 class Soak:
     """Sends numbered requests, so many at once, and watches the server meanwhile."""
 
@@ -281,11 +245,11 @@ def main() -> None:
     parser.add_argument("--concurrency", type=int, default=32)
     parser.add_argument("--model", default="smollm2-135m")
     options = parser.parse_args()
-    with served(options.model) as (url, server):
+    with served(options.model, ["--kv-memory", "512MiB"]) as server:
         done, health = asyncio.run(
             soak(
-                url,
-                server,
+                server.url,
+                server.process,
                 model=options.model,
                 num_requests=options.requests,
                 concurrency=options.concurrency,

@@ -65,17 +65,30 @@ class Account(msgspec.Struct, frozen=True, kw_only=True):
 
 def run_once(engine: ServingEngine, work: Work, turn: int, *, with_frames: bool) -> list[Step]:
     """The steps of one turn that are the work itself, in order."""
-    params = SamplingParams(temperature=0.0, max_tokens=work.new_tokens, ignore_eos=True)
     text = engine.tokenizer.encode(english_text())
-    with logged(with_frames=with_frames) as steps:
-        streams = [engine.submit_sync(prompt, params) for prompt in prompts_of(work, turn, text)]
-        for stream in streams:
-            for _ in stream:
-                pass
+    prompts = prompts_of(work, turn, text)
+    return own_steps(work, steps_of(engine, prompts, work.new_tokens, with_frames=with_frames))
+
+
+def own_steps(work: Work, steps: Sequence[Step]) -> list[Step]:
+    """Those that compute nothing but what the work is about."""
     rows = work.prompt_tokens if work.figure == "prefill" else work.num_streams
     return [
         step for step in steps if step.num_chunks == work.num_streams and step.load.rows == rows
     ]
+
+
+def steps_of(
+    engine: ServingEngine, prompts: Sequence[list[int]], new_tokens: int, *, with_frames: bool
+) -> list[Step]:
+    """All that answering these at once takes, in order."""
+    params = SamplingParams(temperature=0.0, max_tokens=new_tokens, ignore_eos=True)
+    with logged(with_frames=with_frames) as steps:
+        streams = [engine.submit_sync(prompt, params) for prompt in prompts]
+        for stream in streams:
+            for _ in stream:
+                pass
+    return steps
 
 
 def account(

@@ -87,8 +87,10 @@ def async_client(url: str) -> httpx.AsyncClient:
 def _piece(event: dict[str, Any]) -> Piece:
     usage = event.get("usage") or {}
     details = usage.get("prompt_tokens_details") or {}
+    token_ids = [token for choice in event["choices"] for token in choice.get("token_ids") or []]
     return Piece(
-        has_tokens=any(choice.get("token_ids") for choice in event["choices"]),
+        has_tokens=bool(token_ids),
+        token_ids=token_ids,
         num_prompt_tokens=usage.get("prompt_tokens"),
         num_cached_tokens=details.get("cached_tokens"),
         num_output_tokens=usage.get("completion_tokens"),

@@ -102,7 +102,7 @@ def summarise(traces: Sequence[Trace]) -> LoadReport:
         total_tokens_per_s=(num_prompt + num_output) * per_s,
         ttft=percentiles([trace.arrivals_s[0] - trace.sent_s for trace in done]),
         gap=percentiles([gap for trace in done for gap in _gaps(trace)]),
-        tpot=percentiles([_time_per_token(trace) for trace in done if trace.num_output_tokens > 1]),
+        tpot=percentiles([time_per_token(trace) for trace in done if trace.num_output_tokens > 1]),
         latency=percentiles([trace.ended_s - trace.sent_s for trace in done]),
         errors=_counted([trace.error for trace in traces if trace.error is not None]),
     )
@@ -113,7 +113,8 @@ def _gaps(trace: Trace) -> list[float]:
     return [after - before for before, after in pairwise(arrivals_s)]
 
 
-def _time_per_token(trace: Trace) -> float:
+def time_per_token(trace: Trace) -> float:
+    """Mean seconds between the tokens of an answer of two at least."""
     return (trace.arrivals_s[-1] - trace.arrivals_s[0]) / (trace.num_output_tokens - 1)
 
 

@@ -35,9 +35,13 @@ class LoadSpec(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Piece(msgspec.Struct, frozen=True, kw_only=True):
-    """What came of an answer; the counts, where they are set, are those of the whole request."""
+    """What came of an answer; the counts, where they are set, are those of the whole request.
+
+    `token_ids` are told by who answers over HTTP.
+    """
 
     has_tokens: bool
+    token_ids: list[int] = []
     num_prompt_tokens: int | None = None
     num_cached_tokens: int | None = None
     num_output_tokens: int | None = None
