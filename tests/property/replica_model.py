@@ -108,7 +108,8 @@ class ReplicaModel:
 
     def _run_chunk(self, chunk: Chunk) -> ChunkResult:
         end = chunk.start + len(chunk.tokens)
-        assert len(chunk.block_ids) == -(-end // self._block_size), "block_ids do not fit the chunk"
+        num_covered = end + chunk.is_cached
+        assert len(chunk.block_ids) == -(-num_covered // self._block_size), "blocks do not fit"
         hashes = self._write(chunk)
         targets = zip(hashes, chunk.score_targets, strict=False)
         return ChunkResult(
@@ -125,7 +126,7 @@ class ReplicaModel:
         hashes = []
         for position, token_id in enumerate(chunk.tokens, start=chunk.start):
             prefix_hash = extend_hash(prefix_hash, token_id)
-            self._slots[self._slot(chunk, position)] = prefix_hash
+            self._slots[self._slot(chunk, position + chunk.is_cached)] = prefix_hash
             hashes.append(prefix_hash)
         return hashes
 

@@ -38,7 +38,8 @@ def add_drafts(flight: Flight, cache: BlockCache, *, num_reserved: int) -> None:
 
 
 def _draws_one(chunk: Chunk) -> bool:
-    return chunk.sampling is not None and len(chunk.tokens) == 1
+    """A guess would take the place in which a cached token is stored."""
+    return chunk.sampling is not None and len(chunk.tokens) == 1 and not chunk.is_cached
 
 
 def _draft(sequence: Sequence, at_most: int, cache: BlockCache, num_reserved: int) -> list[int]:

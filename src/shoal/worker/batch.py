@@ -42,7 +42,7 @@ def build_batch(chunks: list[Chunk], block_size: int) -> Batch:
     tokens = np.concatenate([np.asarray(chunk.tokens) for chunk in ordered])
     positions = np.concatenate([np.arange(c.start, c.start + len(c.tokens)) for c in ordered])
     slots = [_slots(chunk, block_size) for chunk in ordered]
-    new_slots = np.concatenate([s[chunk.start :] for s, chunk in zip(slots, ordered, strict=True)])
+    new_slots = [_new_slots(c, s, block_size) for c, s in zip(ordered, slots, strict=True)]
     groups = _decode_groups(decodes, slots[: len(decodes)], (ends - lengths).tolist())
     for row, chunk in enumerate(prompts, start=len(decodes)):
         groups.append(_prompt_group(chunk, slots[row], int(ends[row])))
@@ -50,7 +50,7 @@ def build_batch(chunks: list[Chunk], block_size: int) -> Batch:
         chunks=ordered,
         tokens_T=torch.from_numpy(tokens),
         positions_T=torch.from_numpy(positions),
-        slots_T=torch.from_numpy(new_slots),
+        slots_T=torch.from_numpy(np.concatenate(new_slots)),
         groups=groups,
         last_rows=(ends - 1).tolist(),
     )
@@ -61,6 +61,14 @@ def _slots(chunk: Chunk, block_size: int) -> np.ndarray:
     blocks = np.asarray(chunk.block_ids)[:, None] * block_size
     slots: np.ndarray = (blocks + np.arange(block_size)).reshape(-1)
     return slots[: chunk.start + len(chunk.tokens)]
+
+
+def _new_slots(chunk: Chunk, slots: np.ndarray, block_size: int) -> np.ndarray:
+    """Where its own tokens are stored."""
+    if chunk.is_cached:
+        block, offset = divmod(len(slots), block_size)
+        return np.array([chunk.block_ids[block] * block_size + offset])
+    return slots[chunk.start :]
 
 
 def _is_decode(chunk: Chunk) -> bool:
