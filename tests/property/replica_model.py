@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Iterable
+from functools import cached_property
 
 from shoal.messages import Chunk, ChunkResult, Plan, Sampling, StepResult, TokenLogprobs
 from shoal.request import FinishReason, Request
@@ -23,6 +24,8 @@ def extend_hash(prefix_hash: int, token_id: int) -> int:
 
 def draw(prefix_hash: int, seed: int, position: int, banned_ids: tuple[int, ...]) -> int:
     choice = hash((prefix_hash, seed, position))
+    if not banned_ids:
+        return choice % VOCAB_SIZE
     allowed = [token_id for token_id in range(VOCAB_SIZE) if token_id not in banned_ids]
     return allowed[choice % len(allowed)]
 
@@ -54,9 +57,14 @@ class Guesser:
 
     def __init__(self, request: Request) -> None:
         self._request = request
-        self._calm, _ = calm_run(request)
+
+    @cached_property
+    def _calm(self) -> list[int]:
+        return calm_run(self._request)[0]
 
     def propose(self, tokens: list[int], at_most: int) -> list[int]:
+        if at_most <= 0:
+            return []
         first = len(tokens) - len(self._request.prompt_tokens)
         guesses = (self._calm[first:] + [0] * at_most)[:at_most]
         chance = hash((self._request.seed, *tokens))
