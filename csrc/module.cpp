@@ -47,10 +47,12 @@ NB_MODULE(shoal_kernels, m) {
   });
   m.def("pack4", [](uintptr_t codes, uintptr_t scales, uintptr_t minimums, int64_t n, int64_t k,
                     uintptr_t tiles) {
+    nb::gil_scoped_release release;
     pack4(at<const uint8_t>(codes), at<const float>(scales), at<const float>(minimums),
           shape(4, n, k), at<uint8_t>(tiles));
   });
   m.def("pack8", [](uintptr_t weights, int64_t n, int64_t k, uintptr_t tiles) {
+    nb::gil_scoped_release release;
     pack8(at<const float>(weights), shape(8, n, k), at<uint8_t>(tiles));
   });
   nb::class_<Matrix>(m, "Matrix")

@@ -18,13 +18,17 @@ void put(uint8_t* to, float value) {
   std::memcpy(to, &half, sizeof half);
 }
 
-// `pack_row(tile, row of the matrix, row of the tile)` for all rows, with empty tiles to begin with.
+// `pack_row(tile, row of the matrix, row of the tile)` for all rows. Tiles are empty to begin with
+// where not every byte of them will be written.
 template <class PackRow>
 void pack(const Matrix& matrix, uint8_t* tiles, const PackRow& pack_row) {
+  const bool has_whole_groups = matrix.num_columns % kGroup == 0;
   pool().run(static_cast<uint32_t>(matrix.num_tiles()), [&](uint32_t index) {
     uint8_t* tile = tiles + index * matrix.tile_bytes();
-    std::memset(tile, 0, matrix.tile_bytes());
     const int64_t first = int64_t{index} * kTile;
+    if (!has_whole_groups || first + kTile > matrix.num_rows) {
+      std::memset(tile, 0, matrix.tile_bytes());
+    }
     for (int row = 0; row < kTile && first + row < matrix.num_rows; ++row) {
       pack_row(tile, first + row, row);
     }
@@ -41,9 +45,15 @@ void pack4(const uint8_t* codes, const float* scales, const float* minimums, con
     for (int64_t group = 0; group < num_groups; ++group, tile += kTile4Bytes) {
       const uint8_t* from = codes + row * num_columns + group * kGroup;
       const int count = static_cast<int>(std::min<int64_t>(kGroup, num_columns - group * kGroup));
-      for (int column = 0; column < count; ++column) {
-        const int at = place(tile_row, column);
-        tile[at % kCodeBytes] |= at < kCodeBytes ? from[column] : from[column] << 4;
+      uint8_t whole[kGroup] = {};
+      std::memcpy(whole, from, count);
+      // The second half of a group shares its bytes with the first, in their upper four bits.
+      for (int column = 0; column < kGroup / 2; column += 4) {
+        uint32_t low, high;
+        std::memcpy(&low, whole + column, sizeof low);
+        std::memcpy(&high, whole + kGroup / 2 + column, sizeof high);
+        low |= high << 4;
+        std::memcpy(tile + place(tile_row, column), &low, sizeof low);
       }
       put(tile + kCodeBytes + 2 * tile_row, scales[row * num_groups + group]);
       put(tile + kCodeBytes + 2 * (kTile + tile_row), minimums[row * num_groups + group]);

@@ -43,7 +43,9 @@ class Chunk(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     token's logits are to be sampled. The last `num_drafted` tokens are guesses at what will be
     drawn: then a token is drawn after the one before them, and after each of them that was right.
     `score_targets[i]` is the prompt token that follows `tokens[i]`: prompt log-probabilities are
-    asked for where it is set.
+    asked for where it is set. `is_cached`: the cache holds the one token already, in a block that
+    others may read. Only its logits are wanted: it is stored in the next token's place, which
+    `block_ids` covers too, and which the next token will take.
     """
 
     request_id: int
@@ -55,6 +57,7 @@ class Chunk(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     score_targets: list[int] = []
     num_prompt_logprobs: int = 0
     pooling: bool = False
+    is_cached: bool = False
 
     @property
     def draft(self) -> list[int]:

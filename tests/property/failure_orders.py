@@ -119,6 +119,11 @@ class Order:
         self._check_end()
         return num_events
 
+    def forget(self) -> None:
+        """Its parts know each other: apart, they need no collection of garbage."""
+        self.timeline.clear()
+        vars(self.head).clear()
+
     def log(self, *words: Any) -> None:
         assert self._log is not None
         self._log(f"{self.timeline.now_s:9.3f} s  {' '.join(map(_word, words))}")
@@ -331,7 +336,9 @@ def run_orders(seeds: range) -> int:
     try:
         for seed in seeds:
             try:
-                num_events += Order(seed).run()
+                order = Order(seed)
+                num_events += order.run()
+                order.forget()
             except Exception:
                 raise OrderFailed(tell(seed)) from None
             if seed % _ORDERS_PER_COLLECTION == 0:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Iterable
+from functools import cached_property
 
 from shoal.messages import Chunk, ChunkResult, Plan, Sampling, StepResult, TokenLogprobs
 from shoal.request import FinishReason, Request
@@ -23,6 +24,8 @@ def extend_hash(prefix_hash: int, token_id: int) -> int:
 
 def draw(prefix_hash: int, seed: int, position: int, banned_ids: tuple[int, ...]) -> int:
     choice = hash((prefix_hash, seed, position))
+    if not banned_ids:
+        return choice % VOCAB_SIZE
     allowed = [token_id for token_id in range(VOCAB_SIZE) if token_id not in banned_ids]
     return allowed[choice % len(allowed)]
 
@@ -54,9 +57,14 @@ class Guesser:
 
     def __init__(self, request: Request) -> None:
         self._request = request
-        self._calm, _ = calm_run(request)
+
+    @cached_property
+    def _calm(self) -> list[int]:
+        return calm_run(self._request)[0]
 
     def propose(self, tokens: list[int], at_most: int) -> list[int]:
+        if at_most <= 0:
+            return []
         first = len(tokens) - len(self._request.prompt_tokens)
         guesses = (self._calm[first:] + [0] * at_most)[:at_most]
         chance = hash((self._request.seed, *tokens))
@@ -108,7 +116,8 @@ class ReplicaModel:
 
     def _run_chunk(self, chunk: Chunk) -> ChunkResult:
         end = chunk.start + len(chunk.tokens)
-        assert len(chunk.block_ids) == -(-end // self._block_size), "block_ids do not fit the chunk"
+        num_covered = end + chunk.is_cached
+        assert len(chunk.block_ids) == -(-num_covered // self._block_size), "blocks do not fit"
         hashes = self._write(chunk)
         targets = zip(hashes, chunk.score_targets, strict=False)
         return ChunkResult(
@@ -125,7 +134,7 @@ class ReplicaModel:
         hashes = []
         for position, token_id in enumerate(chunk.tokens, start=chunk.start):
             prefix_hash = extend_hash(prefix_hash, token_id)
-            self._slots[self._slot(chunk, position)] = prefix_hash
+            self._slots[self._slot(chunk, position + chunk.is_cached)] = prefix_hash
             hashes.append(prefix_hash)
         return hashes
 

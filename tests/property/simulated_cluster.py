@@ -43,6 +43,9 @@ class Timeline:
     def after(self, delay_s: float, do: Callable[..., None], *args: Any) -> None:
         self.at(self.now_s + delay_s, do, *args)
 
+    def clear(self) -> None:
+        self._queue.clear()
+
     def run_next(self) -> None:
         self.now_s, _, do, args = heapq.heappop(self._queue)
         do(*args)

@@ -26,6 +26,7 @@ TICK_S = 0.25
 RECOVERY_TIMEOUT_S = 12.0
 STEP_TIMEOUT_S = 30.0
 MOST_ROUNDS = 40
+_LONG = (Shard, StepResult)
 
 Planner = Callable[[ReplicaPlacement, frozenset[str]], ReplicaPlacement | None]
 """Where the replica goes, if possible without some nodes; None if there are no nodes."""
@@ -155,7 +156,7 @@ class Head:
         if self.timeline.now_s < self._reads_s:
             self.timeline.at(self._reads_s, self.hear, worker, word, value)
             return
-        self._log(worker, word, "" if isinstance(value, Shard | StepResult) else value)
+        self._log(worker, word, "" if isinstance(value, _LONG) else value)
         before = self._fingerprint() if self._is_stale(worker, word, value) else None
         self._take_in(worker, word, value)
         if before is not None:
@@ -372,7 +373,7 @@ class Head:
 
 
 def supervisor_has_all(supervisor: Supervisor, formed_by: set[str]) -> bool:
-    return {seat.worker for seat in supervisor.placement.seats} == formed_by
+    return {post.seat.worker for post in supervisor._all} == formed_by
 
 
 def fresh_supervisor(placement: ReplicaPlacement, home: frozenset[str]) -> Supervisor:

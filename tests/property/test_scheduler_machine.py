@@ -301,6 +301,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         tokens, request = client.known_tokens, client.request
         end = chunk.start + len(chunk.tokens) - chunk.num_drafted
         assert not client.is_over
+        assert not chunk.is_cached or (len(chunk.tokens) == 1 and chunk.sampling is not None)
         assert chunk.tokens[: end - chunk.start] == tokens[chunk.start : end]
         self._check_draft(chunk)
         if not request.splittable:
@@ -340,7 +341,7 @@ class SchedulerMachine(RuleBasedStateMachine):
             for block_id in chunk.block_ids:
                 users.setdefault(block_id, set()).add(chunk.request_id)
         for chunk in plan.chunks:
-            written = chunk.block_ids[chunk.start // BLOCK_SIZE :]
+            written = chunk.block_ids[(chunk.start + chunk.is_cached) // BLOCK_SIZE :]
             assert all(users[i] == {chunk.request_id} for i in written), (
                 "a block is in use elsewhere"
             )
@@ -355,10 +356,11 @@ class SchedulerMachine(RuleBasedStateMachine):
     def _check_cache(self, chunk: Chunk) -> None:
         """The blocks must hold exactly this sequence's prefix."""
         prefix_hash, expected = EMPTY_PREFIX, []
-        for token_id in self.clients[chunk.request_id].known_tokens[: chunk.start]:
+        num_held = chunk.start + chunk.is_cached
+        for token_id in self.clients[chunk.request_id].known_tokens[:num_held]:
             prefix_hash = extend_hash(prefix_hash, token_id)
             expected.append(prefix_hash)
-        assert self.replica.read_prefix(chunk, chunk.start) == expected, "wrong KV in the blocks"
+        assert self.replica.read_prefix(chunk, num_held) == expected, "wrong KV in the blocks"
 
     def _choose(self, data: st.DataObject) -> Client:
         return self.clients[data.draw(st.sampled_from(sorted(self.clients)))]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import re
 import signal
@@ -16,6 +17,7 @@ from shoal.cli import app as app_module
 from shoal.cli import generate, models
 from shoal.cli.app import app
 from shoal.cli.console import human_bytes
+from shoal.cli.starting import without_collections
 from shoal.errors import InternalError, SourceError
 
 COMMANDS = ("serve", "chat", "generate", "pull", "models", "bench", "eval perplexity")
@@ -174,3 +176,15 @@ def test_help_imports_nothing_heavy() -> None:
 )
 def test_human_bytes(num_bytes: int, text: str) -> None:
     assert human_bytes(num_bytes) == text
+
+
+def test_starting_collects_no_garbage_and_leaves_no_work_to_later_collections() -> None:
+    before = gc.get_freeze_count()
+    with without_collections():
+        assert not gc.isenabled()
+    assert gc.isenabled()
+    assert gc.get_freeze_count() > before
+    gc.unfreeze()
+    with pytest.raises(ValueError, match="no start"), without_collections():
+        raise ValueError("no start")
+    assert gc.isenabled()

@@ -156,6 +156,18 @@ def test_paged_attention_of_a_mixed_step(
         torch.testing.assert_close(out_THD[rows], expected, atol=1e-5, rtol=1e-4)
 
 
+def test_a_cached_token_is_read_where_it_lies_and_stored_where_the_next_will() -> None:
+    chunks = [
+        Chunk(request_id=0, start=7, tokens=[3], block_ids=[5, 2, 6], is_cached=True),
+        Chunk(request_id=1, start=7, tokens=[3], block_ids=[5, 2]),
+    ]
+    batch = build_batch(chunks, 4)
+    (group,) = batch.groups
+    assert group.slots_BL.tolist() == [[20, 21, 22, 23, 8, 9, 10, 11]] * 2
+    assert group.positions_BQ.tolist() == [[7], [7]]
+    assert batch.slots_T.tolist() == [6 * 4, 2 * 4 + 3]
+
+
 def test_decodes_of_very_unequal_length_are_not_padded_to_the_longest() -> None:
     lengths = [10, 300, 310, 2000]
     chunks = [

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, closing
 from pathlib import Path
 
 import gguf
@@ -32,6 +34,15 @@ GATE = "model.layers.0.mlp.gate_proj.weight"
 QUERY = "model.layers.0.self_attn.q_proj.weight"
 
 
+Opener = Callable[[Path], GgufFile]
+
+
+@pytest.fixture
+def opened() -> Iterator[Opener]:
+    with ExitStack() as stack:
+        yield lambda path: stack.enter_context(closing(GgufFile(path)))
+
+
 @pytest.fixture
 def rng() -> np.random.Generator:
     return np.random.default_rng(0)
@@ -48,11 +59,11 @@ def permuted(values: np.ndarray, num_heads: int) -> np.ndarray:
 
 @pytest.mark.parametrize("tensor_type", TYPES, ids=lambda kind: kind.name)
 def test_every_type_reads_as_gguf_dequantises_it(
-    tensor_type: Type, rng: np.random.Generator, tmp_path: Path
+    tensor_type: Type, rng: np.random.Generator, tmp_path: Path, opened: Opener
 ) -> None:
     raw = random_blocks(rng, MLP, HIDDEN, tensor_type)
     path = write_gguf(tmp_path / "m.gguf", tensors={"blk.0.ffn_gate.weight": (raw, tensor_type)})
-    source = GgufFile(path)
+    source = opened(path)
     expected = torch.from_numpy(gguf.quants.dequantize(raw, tensor_type).astype(np.float32))
 
     assert source.shape(GATE) == (MLP, HIDDEN)
@@ -73,11 +84,11 @@ def test_every_type_reads_as_gguf_dequantises_it(
 @pytest.mark.parametrize("tensor_type", [Type.F32, Type.Q8_0, Type.Q4_1, Type.Q4_K])
 @pytest.mark.parametrize("rows", [None, slice(HEAD_DIM, 3 * HEAD_DIM), slice(5, 70)])
 def test_query_rows_are_those_of_the_checkpoint(
-    tensor_type: Type, rows: slice | None, rng: np.random.Generator, tmp_path: Path
+    tensor_type: Type, rows: slice | None, rng: np.random.Generator, tmp_path: Path, opened: Opener
 ) -> None:
     original = random_blocks(rng, HIDDEN, HIDDEN, tensor_type)
     tensors = {"blk.0.attn_q.weight": (permuted(original, NUM_HEADS), tensor_type)}
-    source = GgufFile(write_gguf(tmp_path / "m.gguf", tensors=tensors))
+    source = opened(write_gguf(tmp_path / "m.gguf", tensors=tensors))
     expected = torch.from_numpy(gguf.quants.dequantize(original, tensor_type))[rows or slice(None)]
 
     assert torch.equal(source.dense(QUERY, rows), expected)
@@ -87,7 +98,7 @@ def test_query_rows_are_those_of_the_checkpoint(
 
 
 def test_key_rows_and_biases_are_permuted_back_by_kv_head(
-    rng: np.random.Generator, tmp_path: Path
+    rng: np.random.Generator, tmp_path: Path, opened: Opener
 ) -> None:
     num_rows = NUM_KV_HEADS * HEAD_DIM
     weight = random_blocks(rng, num_rows, HIDDEN, Type.F32)
@@ -96,27 +107,27 @@ def test_key_rows_and_biases_are_permuted_back_by_kv_head(
         "blk.0.attn_k.weight": (permuted(weight, NUM_KV_HEADS), Type.F32),
         "blk.0.attn_k.bias": (permuted(bias, NUM_KV_HEADS), Type.F32),
     }
-    source = GgufFile(write_gguf(tmp_path / "m.gguf", tensors=tensors))
+    source = opened(write_gguf(tmp_path / "m.gguf", tensors=tensors))
     name = "model.layers.0.self_attn.k_proj"
     assert torch.equal(source.dense(f"{name}.weight"), torch.from_numpy(weight))
     assert torch.equal(source.dense(f"{name}.bias", slice(64, 128)), torch.from_numpy(bias[64:]))
 
 
-def test_only_llama_is_permuted(rng: np.random.Generator, tmp_path: Path) -> None:
+def test_only_llama_is_permuted(rng: np.random.Generator, tmp_path: Path, opened: Opener) -> None:
     weight = random_blocks(rng, HIDDEN, HIDDEN, Type.F32)
     tensors = {"blk.0.attn_q.weight": (weight, Type.F32)}
     path = write_gguf(tmp_path / "m.gguf", architecture="qwen2", tensors=tensors)
-    assert torch.equal(GgufFile(path).dense(QUERY), torch.from_numpy(weight))
+    assert torch.equal(opened(path).dense(QUERY), torch.from_numpy(weight))
 
 
-def test_gemma_norms_lose_the_one_that_the_converter_adds(tmp_path: Path) -> None:
+def test_gemma_norms_lose_the_one_that_the_converter_adds(tmp_path: Path, opened: Opener) -> None:
     norm = np.linspace(-1, 1, HIDDEN, dtype=np.float32)
     tensors = {
         "blk.0.post_ffw_norm.weight": (norm + 1, Type.F32),
         "blk.0.ffn_norm.weight": (norm + 1, Type.F32),
     }
     path = write_gguf(tmp_path / "m.gguf", architecture="gemma3", tensors=tensors, num_layers=7)
-    source = GgufFile(path)
+    source = opened(path)
     for name in ("post_feedforward_layernorm", "pre_feedforward_layernorm"):
         read = source.dense(f"model.layers.0.{name}.weight")
         assert torch.allclose(read, torch.from_numpy(norm), atol=1e-6)
@@ -126,7 +137,9 @@ def test_gemma_norms_lose_the_one_that_the_converter_adds(tmp_path: Path) -> Non
     ]
 
 
-def test_half_the_layers_cost_half_the_bytes(rng: np.random.Generator, tmp_path: Path) -> None:
+def test_half_the_layers_cost_half_the_bytes(
+    rng: np.random.Generator, tmp_path: Path, opened: Opener
+) -> None:
     tensors = {
         f"blk.{layer}.ffn_gate.weight": (random_blocks(rng, MLP, HIDDEN, Type.Q4_1), Type.Q4_1)
         for layer in range(4)
@@ -134,7 +147,7 @@ def test_half_the_layers_cost_half_the_bytes(rng: np.random.Generator, tmp_path:
     path = write_gguf(tmp_path / "m.gguf", tensors=tensors, num_layers=4)
 
     def cost(layers: int, rows: slice | None = None) -> int:
-        source = GgufFile(path)
+        source = opened(path)
         for layer in range(layers):
             source.dense(f"model.layers.{layer}.mlp.gate_proj.weight", rows)
         return source.bytes_read
@@ -144,14 +157,14 @@ def test_half_the_layers_cost_half_the_bytes(rng: np.random.Generator, tmp_path:
     assert cost(4, slice(0, MLP // 2)) * 2 == cost(4)
 
 
-def test_config_has_the_names_of_hugging_face(tmp_path: Path) -> None:
+def test_config_has_the_names_of_hugging_face(tmp_path: Path, opened: Opener) -> None:
     factors = np.array([1.0, 2.0, 8.0], np.float32)
     path = write_gguf(
         tmp_path / "m.gguf",
         tensors={"rope_freqs.weight": (factors, Type.F32)},
         metadata={"tokenizer.ggml.bos_token_id": 1, "tokenizer.ggml.eos_token_id": 2},
     )
-    source = GgufFile(path)
+    source = opened(path)
     expected = {
         "hidden_size": HIDDEN,
         "intermediate_size": MLP,
@@ -189,8 +202,8 @@ def test_config_has_the_names_of_hugging_face(tmp_path: Path) -> None:
         ),
     ],
 )
-def test_rope_scaling(metadata: dict, scaling: dict | None, tmp_path: Path) -> None:
-    assert GgufFile(write_gguf(tmp_path / "m.gguf", metadata=metadata)).config["rope_scaling"] == (
+def test_rope_scaling(metadata: dict, scaling: dict | None, tmp_path: Path, opened: Opener) -> None:
+    assert opened(write_gguf(tmp_path / "m.gguf", metadata=metadata)).config["rope_scaling"] == (
         scaling
     )
 
@@ -233,7 +246,7 @@ def test_a_file_cut_anywhere_is_a_source_error(rng: np.random.Generator, tmp_pat
 
 
 def test_flipped_header_bytes_never_raise_anything_else(
-    rng: np.random.Generator, tmp_path: Path
+    rng: np.random.Generator, tmp_path: Path, opened: Opener
 ) -> None:
     tensors = {"blk.0.attn_q.weight": (random_blocks(rng, HIDDEN, HIDDEN, Type.Q8_0), Type.Q8_0)}
     whole = bytearray(write_gguf(tmp_path / "m.gguf", tensors=tensors).read_bytes())
@@ -244,7 +257,7 @@ def test_flipped_header_bytes_never_raise_anything_else(
         copy[int(rng.integers(0, 1200))] ^= int(rng.integers(1, 256))
         damaged.write_bytes(copy)
         try:
-            source = GgufFile(damaged)
+            source = opened(damaged)
             for name in source.names():
                 source.dense(name)
         except SourceError:

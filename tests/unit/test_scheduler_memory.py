@@ -32,11 +32,35 @@ def test_a_cached_prefix_is_shared_but_the_last_token_is_computed() -> None:
     scheduler.add(make_request(2, prompt_tokens=prompt, max_tokens=1))
     scheduler.add(make_request(3, prompt_tokens=[*prompt, 50], max_tokens=1))
     made = plan(scheduler)
-    assert sizes(made) == {2: 4, 3: 1}
+    assert sizes(made) == {2: 1, 3: 1}
     cached = {event.request_id: event.num_cached_tokens for event in complete(scheduler, made)}
-    assert cached == {2: 4, 3: 8}
+    assert cached == {2: 7, 3: 8}
     counts = scheduler.counts()
-    assert (counts.prompt_tokens, counts.prefix_hit_tokens) == (25, 12)
+    assert (counts.prompt_tokens, counts.prefix_hit_tokens) == (25, 15)
+
+
+def test_what_is_computed_again_for_its_logits_is_stored_in_the_next_token_s_place() -> None:
+    scheduler = make_scheduler(max_drafted=4)
+    scheduler.add(make_request(1, prompt_tokens=[WORD] * 8, max_tokens=2))
+    drain(scheduler)
+    scheduler.add(make_request(2, prompt_tokens=[WORD] * 8, max_tokens=2))
+    scheduler.add(make_request(3, prompt_tokens=[WORD] * 8, max_tokens=2))
+    made = plan(scheduler)
+    ours, theirs = made.chunks
+    assert (ours.start, ours.tokens, ours.is_cached, ours.num_drafted) == (7, [WORD], True, 0)
+    assert ours.block_ids[:2] == theirs.block_ids[:2], "the prompt's blocks are shared"
+    assert ours.block_ids[2] != theirs.block_ids[2], "and not written"
+    complete(scheduler, made)
+    after = plan(scheduler).chunks[0]
+    assert (after.start, after.block_ids, after.is_cached) == (8, ours.block_ids, False)
+
+
+def test_who_draws_nothing_needs_no_room_for_another_token() -> None:
+    scheduler = make_scheduler(num_blocks=2, max_context=8)
+    for request_id in (1, 2):
+        scheduler.add(make_request(request_id, prompt_tokens=[5] * 8, max_tokens=0))
+        drain(scheduler)
+    assert scheduler.counts().prefix_hit_tokens == 4
 
 
 def test_emitted_tokens_are_cached_too() -> None:

@@ -55,6 +55,7 @@ from shoal.cli.split_options import (
     WireFormatOption,
     make_split,
 )
+from shoal.cli.starting import without_collections
 from shoal.cli.stored import size_of
 from shoal.config import EngineConfig
 
@@ -214,18 +215,21 @@ def run_server(
     config: EngineConfig, where: Where, host: str, port: int, ending: Ending, *, accept_terms: bool
 ) -> None:
     """Fetch, load, serve, and stop the engine. Raises ShoalError when it cannot start."""
-    # torch and FastAPI take seconds to import, which `--help` must not wait for.
-    from shoal.fleet.state import state_folder  # noqa: PLC0415
-    from shoal.server.run import bind  # noqa: PLC0415
+    with ExitStack() as stack:
+        with without_collections():
+            # torch and FastAPI take seconds to import, which `--help` must not wait for.
+            from shoal.fleet.state import state_folder  # noqa: PLC0415
+            from shoal.server.run import bind  # noqa: PLC0415
 
-    # First of all: a port in use must be known before a minute of loading.
-    with bind(host, port) as listener, ExitStack() as stack:
-        files = fetch(config.model, accept_terms=accept_terms)
-        state = state_folder(where.state)
-        journal = stack.enter_context(opened_journal(ending.journal, state, files, config, port))
-        note(f"loading {files.name} ({human_bytes(size_of(files.path))}) from {files.path}")
-        start_s = time.perf_counter()
-        deployment = stack.enter_context(closing(deploy_at(config, where, port)))
+            # First of all: a port in use must be known before a minute of loading.
+            listener = stack.enter_context(bind(host, port))
+            files = fetch(config.model, accept_terms=accept_terms)
+            state = state_folder(where.state)
+            kept = opened_journal(ending.journal, state, files, config, port)
+            journal = stack.enter_context(kept)
+            note(f"loading {files.name} ({human_bytes(size_of(files.path))}) from {files.path}")
+            start_s = time.perf_counter()
+            deployment = stack.enter_context(closing(deploy_at(config, where, port)))
         info = deployment.engine.info
         note(f"{info.description}; ready in {time.perf_counter() - start_s:.1f} s")
         note(

@@ -58,6 +58,8 @@ class Blame:
         self._out_until_s.clear()
 
     def left_out(self, now_s: float) -> frozenset[str]:
+        if not self._out_until_s:
+            return frozenset()
         return frozenset(node for node, until_s in self._out_until_s.items() if now_s < until_s)
 
     def pause_s(self, node: str) -> float:

@@ -137,7 +137,7 @@ class Supervisor:
         times = [post.deadline_s for post in self._all if post.stand not in idle]
         if self._replan_s is not None:
             times.append(self._replan_s)
-        if self._unformed or (self.is_manned and not self._is_forming):
+        if self._unformed or (not self._is_forming and self.is_manned):
             times.append(self._form_s)
         return min(times, default=None)
 
@@ -271,7 +271,8 @@ class Supervisor:
             return
         out = self._blame.left_out(now_s)
         is_due = self._replan_s is not None and now_s >= self._replan_s
-        lacks_node = self._replan_s is None and any(
+        may_lack_node = len(out) > 0 and self._replan_s is None
+        lacks_node = may_lack_node and any(
             post.seat.node in out for post in self._all if post.stand is Stand.EMPTY
         )
         if is_due or lacks_node:
@@ -287,7 +288,7 @@ class Supervisor:
                 self._pending.append(Start(post.seat))
 
     def _begin_forming(self, now_s: float) -> None:
-        if self._is_forming or not self.is_manned or now_s < self._form_s:
+        if self._is_forming or now_s < self._form_s or not self.is_manned:
             return
         self.epoch += 1
         self._is_forming = True

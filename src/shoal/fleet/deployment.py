@@ -8,7 +8,6 @@ from shoal.config import EngineConfig
 from shoal.engine.local import start_engine
 from shoal.engine.replicas import ReplicatedEngine
 from shoal.engine.serving import ServingEngine
-from shoal.fleet.start_local import start_local_fleet
 from shoal.weights.cache import Progress, silent
 
 AnyEngine = ServingEngine | ReplicatedEngine
@@ -58,4 +57,7 @@ def deploy(
     """
     if config.split.num_workers == 1 and not config.spares:
         return InProcess(start_engine(config, report=report))
+    # A tenth of a second to import, for workers that one process does without.
+    from shoal.fleet.start_local import start_local_fleet  # noqa: PLC0415
+
     return start_local_fleet(config, session_key=session_key, report=report)

@@ -35,17 +35,20 @@ class BlockCache:
     def open(self, sequence: Sequence) -> bool:
         """Give a sequence blocks for all tokens known, shared where its prefix is cached.
 
-        Sets `block_ids`, `num_computed` and `num_planned`; False, and no change, if too few
-        blocks are free.
+        Of those in shared blocks the last one still counts as missing if it is the last of all:
+        its logits are wanted. Sets `block_ids`, `num_shared`, `num_computed` and
+        `num_planned`; False, and no change, if too few blocks are free.
         """
         hits = self._cached_prefix(sequence)
         if not self._fits(sequence, hits):
             return False
         for block_id in hits:
             self.pool.share(block_id)
-        sequence.block_ids = hits
-        sequence.num_computed = sequence.num_planned = len(hits) * self._block_size
-        return self.grow(sequence)
+        sequence.num_shared = len(hits) * self._block_size
+        num_computed = min(sequence.num_shared, len(sequence.tokens) - 1)
+        sequence.num_computed = sequence.num_planned = num_computed
+        sequence.block_ids = hits + (self.pool.allocate(self._num_new(sequence, hits)) or [])
+        return True
 
     def grow(self, sequence: Sequence) -> bool:
         """Add the blocks that the tokens known by now lack; False, and no change, if too few."""
@@ -111,13 +114,17 @@ class BlockCache:
         if not self.shares_prefix(sequence):
             return []
         sequence.chain.extend(sequence.tokens)
-        # At least the last token is computed: its logits are wanted.
-        num_useful = (len(sequence.tokens) - 1) // self._block_size
-        return self._index.match(sequence.chain.digests[:num_useful])
+        # Who draws nothing may not have the room for one token more, see `_num_new`.
+        num_useful = len(sequence.tokens) - (not sequence.generates)
+        return self._index.match(sequence.chain.digests[: num_useful // self._block_size])
 
     def _fits(self, sequence: Sequence, hits: list[BlockId]) -> bool:
-        num_new = self._num_blocks(sequence) - len(hits)
-        return num_new <= self.pool.num_free - sum(map(self.pool.is_free, hits))
+        num_free = self.pool.num_free - sum(map(self.pool.is_free, hits))
+        return self._num_new(sequence, hits) <= num_free
+
+    def _num_new(self, sequence: Sequence, hits: list[BlockId]) -> int:
+        """One at least: what is computed may not be stored in a shared block."""
+        return max(self._num_blocks(sequence) - len(hits), 1)
 
     def _num_blocks(self, sequence: Sequence) -> int:
         return -(-len(sequence.tokens) // self._block_size)

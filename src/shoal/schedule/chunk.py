@@ -10,16 +10,18 @@ def make_chunk(sequence: Sequence, num_tokens: int, block_size: int) -> Chunk:
     """The next `num_tokens` of a sequence; its blocks must cover them."""
     start = sequence.num_planned
     end = start + num_tokens
+    is_cached = end <= sequence.num_shared
     reaches_end = end == len(sequence.tokens)
     return Chunk(
         request_id=sequence.request_id,
         start=start,
         tokens=sequence.tokens[start:end],
-        block_ids=sequence.block_ids[: -(-end // block_size)],
+        block_ids=sequence.block_ids[: -(-(end + is_cached) // block_size)],
         sampling=_sampling(sequence) if reaches_end and sequence.generates else None,
         score_targets=_score_targets(sequence, start, end),
         num_prompt_logprobs=sequence.request.params.prompt_logprobs or 0,
         pooling=sequence.request.pooling,
+        is_cached=is_cached,
     )
 
 

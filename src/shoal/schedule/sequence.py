@@ -36,6 +36,8 @@ class Sequence:
     banned_ids: tuple[int, ...]
     state: State = State.WAITING
     num_computed: int = 0
+    num_shared: int = 0
+    """Tokens in blocks that it found in the prefix cache."""
     block_ids: list[int] = field(default_factory=list)
     num_planned: int = 0
     num_in_flight: int = 0
@@ -125,6 +127,7 @@ class Sequence:
         assert not self.block_ids
         self.state = State.WAITING
         self.num_computed = 0
+        self.num_shared = 0
         self.num_planned = 0
         self.preempt_reason = None
         self.pooled = b""

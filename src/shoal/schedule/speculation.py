@@ -21,11 +21,13 @@ def add_drafts(flight: Flight, cache: BlockCache, *, num_reserved: int) -> None:
 
     `num_reserved` blocks stay free, for what running sequences draw next.
     """
-    chunks = flight.chunks
-    room = min(flight.budget_tokens, _MOST_ROWS - sum(len(chunk.tokens) for chunk in chunks))
+    decodes = [i for i, (s, c) in enumerate(flight.parts) if s.drafting and _draws_one(c)]
+    if not decodes:
+        return
+    num_rows = sum(len(chunk.tokens) for _, chunk in flight.parts)
+    room = min(flight.budget_tokens, _MOST_ROWS - num_rows)
     if room <= 0:
         return
-    decodes = [i for i, chunk in enumerate(chunks) if _draws_one(chunk)]
     for num_before, index in enumerate(decodes):
         sequence, chunk = flight.parts[index]
         # A second guess is right less often than a first: all have their share.
@@ -38,13 +40,13 @@ def add_drafts(flight: Flight, cache: BlockCache, *, num_reserved: int) -> None:
 
 
 def _draws_one(chunk: Chunk) -> bool:
-    return chunk.sampling is not None and len(chunk.tokens) == 1
+    """A guess would take the place in which a cached token is stored."""
+    return chunk.sampling is not None and len(chunk.tokens) == 1 and not chunk.is_cached
 
 
 def _draft(sequence: Sequence, at_most: int, cache: BlockCache, num_reserved: int) -> list[int]:
     """What is guessed, as far as there are blocks for it: these are the sequence's then."""
-    if sequence.drafting is None:
-        return []
+    assert sequence.drafting is not None, f"nobody drafts for {sequence.request_id}"
     draft = sequence.drafting.propose(sequence.tokens, min(at_most, _most_useful(sequence)))
     return draft[: cache.stretch(sequence, len(draft), num_reserved=num_reserved)]
 

@@ -26,6 +26,9 @@ AFFINE4_TYPES = frozenset({Type.Q4_0, Type.Q4_1, Type.Q4_K})
 
 _Q4_0_ZERO = 8.0
 _Q4_K_BLOCK = 256
+# So many stay in a processor's cache.
+_ROWS_AT_ONCE = 256
+_LOW_NIBBLES, _NIBBLE_BITS = np.uint64(0x0F0F0F0F0F0F0F0F), np.uint64(4)
 
 
 def to_dense(raw: Bytes, tensor_type: Type) -> torch.Tensor:
@@ -33,7 +36,20 @@ def to_dense(raw: Bytes, tensor_type: Type) -> torch.Tensor:
     if tensor_type in FLOAT_TYPES:
         # The copy is what makes it writable: the file is mapped read-only.
         return torch.from_numpy(raw.copy()).view(FLOAT_TYPES[tensor_type])
+    if tensor_type == Type.Q8_0:
+        return _dense_q8_0(raw)
     return torch.from_numpy(quants.dequantize(raw, tensor_type))
+
+
+def _dense_q8_0(raw: Bytes) -> torch.Tensor:
+    """As gguf does, in a tenth of its time: it takes 16 rows at a time, and tables are long."""
+    blocks = raw.reshape(raw.shape[0], -1, 2 + GROUP)
+    values = np.empty((*blocks.shape[:2], GROUP), dtype=np.float32)
+    for first in range(0, len(blocks), _ROWS_AT_ONCE):
+        rows = slice(first, first + _ROWS_AT_ONCE)
+        values[rows] = np.ascontiguousarray(blocks[rows, :, 2:]).view(np.int8)
+        values[rows] *= _halves(blocks[rows, :, :2])[..., None]
+    return torch.from_numpy(values.reshape(raw.shape[0], -1))
 
 
 def to_affine4(raw: Bytes, tensor_type: Type) -> Affine4:
@@ -72,7 +88,14 @@ def _from_q4_k(raw: Bytes) -> Affine4:
 
 def _nibbles(packed: Bytes) -> Bytes:
     """[rows, groups, B] bytes to [rows, groups * 2 * B]: all low nibbles, then all high ones."""
-    return np.concatenate((packed & 0x0F, packed >> 4), axis=-1).reshape(packed.shape[0], -1)
+    num_rows, num_groups, num_bytes = packed.shape
+    codes = np.empty((num_rows, num_groups, 2, num_bytes), dtype=np.uint8)
+    # Whole words: the bytes of a group are too few for an operation of their own.
+    words = np.ascontiguousarray(packed).view(np.uint64)
+    halves = codes.view(np.uint64)
+    np.bitwise_and(words, _LOW_NIBBLES, out=halves[:, :, 0])
+    np.bitwise_and(words >> _NIBBLE_BITS, _LOW_NIBBLES, out=halves[:, :, 1])
+    return codes.reshape(num_rows, -1)
 
 
 def _halves(raw: Bytes) -> npt.NDArray[np.float32]:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
-from typing import Any
+from threading import Lock
+from typing import Any, BinaryIO
 
 import numpy as np
 import torch
@@ -20,7 +22,10 @@ _PERMUTED = (".self_attn.q_proj.", ".self_attn.k_proj.")
 
 
 class GgufFile:
-    """A `TensorSource`. The file is mapped; only the pages of the slices asked for are read."""
+    """A `TensorSource`. Several threads may read; only rows that are asked for are read.
+
+    The file is not mapped: taking a page at a time from the system is slower than reading.
+    """
 
     def __init__(self, path: Path) -> None:
         """Raises SourceError (no GGUF file, truncated), UnsupportedModel (tensor type, model)."""
@@ -29,15 +34,20 @@ class GgufFile:
         self._header = header
         self._architecture = architecture_of(header.metadata)
         _check_types(path, header)
-        self._data: Bytes | None = np.memmap(path, dtype=np.uint8, mode="r")
         self.bytes_read = 0
+        self._counting = Lock()
         self._tensors = {
             hugging_face_name(name, self._architecture): info
             for name, info in header.tensors.items()
             if name != ROPE_FACTORS
         }
-        self.config: dict[str, Any] = config_from(header, self._rope_factors(header))
-        self._check_heads()
+        self._file: BinaryIO | None = path.open("rb", buffering=0)
+        try:
+            self.config: dict[str, Any] = config_from(header, self._rope_factors(header))
+            self._check_heads()
+        except BaseException:
+            self.close()
+            raise
 
     def names(self) -> frozenset[str]:
         return frozenset(self._tensors)
@@ -90,21 +100,33 @@ class GgufFile:
         return Layout(tuple(opening), tensors)
 
     def close(self) -> None:
-        self._data = None
+        if self._file is not None:
+            self._file.close()
+            self._file = None
 
     def _info(self, name: str) -> TensorInfo:
         if name not in self._tensors:
             raise SourceError(f"{self._path} holds no tensor named {name}")
         return self._tensors[name]
 
-    def _bytes(self, info: TensorInfo) -> Bytes:
-        if self._data is None:
+    def _read(self, offset: int, num_bytes: int) -> Bytes:
+        if self._file is None:
             raise SourceError(f"{self._path} is closed")
-        return self._data[info.offset : info.offset + info.num_bytes]
+        data = np.empty(num_bytes, dtype=np.uint8)
+        left = data.data
+        while left:
+            num_read = os.preadv(self._file.fileno(), [left], offset)
+            if num_read == 0:
+                raise SourceError(f"{self._path} has become shorter: fetch it again")
+            left, offset = left[num_read:], offset + num_read
+        return data
+
+    def _whole(self, info: TensorInfo) -> Bytes:
+        return self._read(info.offset, info.num_bytes).reshape(1, -1)
 
     def _vector(self, name: str, info: TensorInfo) -> torch.Tensor:
-        self.bytes_read += info.num_bytes
-        values = to_dense(self._bytes(info).reshape(1, -1), info.type).view(-1)
+        self._count(info.num_bytes)
+        values = to_dense(self._whole(info), info.type).view(-1)
         if self._is_permuted(name):
             values = _unpermute(values.view(-1, 1), self.config["head_dim"]).view(-1)
         # llama.cpp stores Gemma's norms with the 1 added that the model adds itself.
@@ -117,19 +139,26 @@ class GgufFile:
     ) -> Bytes:
         """Raw bytes of rows [first, last) in Hugging Face order, of columns [start, stop)."""
         block_values, block_bytes = info.block
-        table = self._bytes(info).reshape(info.shape[0], info.row_bytes)
         within = slice(start // block_values * block_bytes, stop // block_values * block_bytes)
         if not self._is_permuted(name):
-            part = table[first:last, within]
-            self.bytes_read += part.nbytes
-            return part
+            return self._table(info, first, last, within)
         head_dim = self.config["head_dim"]
         # llama.cpp's order mixes rows within a head: read the heads that cover the slice.
         top, bottom = first // head_dim * head_dim, _round_up(last, head_dim)
-        part = table[top:bottom, within]
-        self.bytes_read += part.nbytes
+        part = self._table(info, top, bottom, within)
         in_order: Bytes = part[_checkpoint_order(part.shape[0], head_dim)]
         return in_order[first - top : last - top]
+
+    def _table(self, info: TensorInfo, first: int, last: int, within: slice) -> Bytes:
+        size = info.row_bytes
+        part = self._read(info.offset + first * size, (last - first) * size)
+        part = part.reshape(-1, size)[:, within]
+        self._count(part.nbytes)
+        return part
+
+    def _count(self, num_bytes: int) -> None:
+        with self._counting:
+            self.bytes_read += num_bytes
 
     def _is_permuted(self, name: str) -> bool:
         return self._architecture == "llama" and any(part in name for part in _PERMUTED)
@@ -147,7 +176,7 @@ class GgufFile:
         info = header.tensors.get(ROPE_FACTORS)
         if info is None:
             return None
-        factors: list[float] = to_dense(self._bytes(info).reshape(1, -1), info.type)[0].tolist()
+        factors: list[float] = to_dense(self._whole(info), info.type)[0].tolist()
         return factors
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from typing import TypeVar
 
@@ -97,13 +98,18 @@ class _DecoderBuilder:
         self.adds_bias = shard.rank == 0
 
     def decoder(self) -> Decoder:
-        embedding, head = self.ends()
-        layers = range(self.shard.layers.start, self.shard.layers.stop)
+        """By as many threads as compute: numpy, torch and the kernels do most of it."""
+        with ThreadPoolExecutor(torch.get_num_threads(), "shoal-load") as threads:
+            # First, because it takes the longest.
+            ends = threads.submit(self.ends)
+            span = range(self.shard.layers.start, self.shard.layers.stop)
+            layers = list(threads.map(self.held_or_read_layer, span))
+            embedding, head = ends.result()
         return Decoder(
             self.config,
             self.shard,
             dtype=self.scheme.dtype,
-            layers=[self.held_layer(layer) or self.layer(layer) for layer in layers],
+            layers=layers,
             embedding=embedding,
             final_norm=self.final_norm if self.shard.is_last else None,
             head=head,
@@ -113,6 +119,9 @@ class _DecoderBuilder:
     def final_norm(self) -> RMSNorm:
         held = _first(each.final_norm for each in self.held)
         return held or self.norm(inventory.FINAL_NORM)
+
+    def held_or_read_layer(self, layer: int) -> DecoderLayer:
+        return self.held_layer(layer) or self.layer(layer)
 
     def held_layer(self, layer: int) -> DecoderLayer | None:
         for decoder in self.held:

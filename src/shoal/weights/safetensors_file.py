@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 import torch
@@ -28,6 +29,7 @@ class SafetensorsFolder:
         self._folder = folder
         self.config = read_json(folder / CONFIG)
         self.bytes_read = 0
+        self._counting = Lock()
         _refuse_quantised(folder, self.config)
         self._open_files: dict[str, Any] = {}
         self._file_of = self._find_tensors()
@@ -48,7 +50,8 @@ class SafetensorsFolder:
             tensor: torch.Tensor = part[wanted] if wanted else self._file(name).get_tensor(name)
         except (SafetensorError, ValueError, TypeError) as error:
             raise SourceError(f"{self._folder}: cannot read tensor {name}: {error}") from error
-        self.bytes_read += tensor.nbytes
+        with self._counting:
+            self.bytes_read += tensor.nbytes
         return tensor
 
     def affine4(

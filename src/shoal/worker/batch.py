@@ -41,14 +41,18 @@ def build_batch(chunks: list[Chunk], block_size: int) -> Batch:
     groups: list[Group] = []
     for some in together:
         groups.append(_group(groups[-1].stop if groups else 0, some, block_size))
-    new_slots = [group.slots_BL.gather(1, group.positions_BQ) for group in groups]
+    slots_T = torch.cat([g.slots_BL.gather(1, g.positions_BQ).flatten() for g in groups])
+    last_rows = [row - 1 for row in accumulate(len(chunk.tokens) for chunk in ordered)]
+    for row, chunk in zip(last_rows, ordered, strict=True):
+        if chunk.is_cached:
+            slots_T[row] = _slot(chunk, chunk.start + 1, block_size)
     return Batch(
         chunks=ordered,
         tokens_T=torch.tensor([token for chunk in ordered for token in chunk.tokens]),
         positions_T=torch.cat([group.positions_BQ.flatten() for group in groups]),
-        slots_T=torch.cat([slots.flatten() for slots in new_slots]),
+        slots_T=slots_T,
         groups=groups,
-        last_rows=[row - 1 for row in accumulate(len(chunk.tokens) for chunk in ordered)],
+        last_rows=last_rows,
     )
 
 
@@ -79,6 +83,11 @@ def _group(first_row: int, chunks: list[Chunk], block_size: int) -> Group:
         slots_BL=torch.from_numpy(_slots(chunks, starts + num_tokens, block_size)),
         positions_BQ=torch.from_numpy(starts + np.arange(num_tokens)),
     )
+
+
+def _slot(chunk: Chunk, position: int, block_size: int) -> int:
+    block, offset = divmod(position, block_size)
+    return chunk.block_ids[block] * block_size + offset
 
 
 def _slots(chunks: list[Chunk], lengths: np.ndarray, block_size: int) -> np.ndarray:
