@@ -28,6 +28,11 @@ constexpr int64_t head_bytes(CacheType type, int head_dim) {
   return int64_t{head_dim} * (type == CacheType::kFloat16 ? 2 : 4);
 }
 
+// Of so many numbers that follow one another, the largest of each lane of a vector is kept.
+constexpr int kPeakGroup = 128;
+
+constexpr int64_t num_peaks(int64_t width) { return (width + kPeakGroup - 1) / kPeakGroup * 8; }
+
 // So many keys' values stay in a core's first cache while all rows pass by.
 constexpr int kKeysAtOnce = 32;
 // So early keys are asked for that they are there when their turn comes.
@@ -103,6 +108,15 @@ struct Isa {
   void (*attend[kNumCacheTypes])(const HeadQueries& queries, float* scores);
   // Element i of a head turns with element i + head_dim / 2.
   void (*rotate)(float* x, int num_heads, int head_dim, const float* cos, const float* sin);
+  // num_peaks(width) of them, each the largest of up to 16 numbers; returns the largest of all, or
+  // no number if x holds one that is none.
+  float (*find_peaks)(const float* x, int64_t width, float* peaks);
+  // e^((x - peak) / temperature) for x up to `peak`; returns their sum.
+  double (*weigh)(const float* x, int64_t width, float peak, float temperature, float* weights);
+  // Where x is at least so much, in order; returns at how many places.
+  int64_t (*find)(const float* x, int64_t width, float least, int32_t* places);
+  // Of those in [least, below).
+  double (*sum_between)(const float* x, int64_t width, float least, float below);
 };
 
 extern const Isa kPlain;

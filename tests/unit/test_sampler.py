@@ -4,16 +4,26 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from collections.abc import Iterator
 
 import pytest
 import torch
 
-from shoal.compute import sampler
-from shoal.compute.race import LIKELY, draw, draw_key, exponentials
+from shoal.compute import native, sampler
+from shoal.compute.race import LIKELY, draw_key, exponentials
 from shoal.compute.sampler import sample, sample_seed, token_logprobs
 from shoal.messages import Sampling
 
 VOCAB = 200
+
+
+@pytest.fixture(params=["native", "torch"], autouse=True)
+def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    if request.param == "torch":
+        monkeypatch.setattr(sampler, "can_sample", lambda _: False)
+    elif not native.is_available():
+        pytest.skip("csrc was not built: no compiler")
+    yield request.param
 
 
 @pytest.fixture
@@ -46,9 +56,10 @@ def test_unlikely_tokens_are_drawn_as_often_as_they_should_be() -> None:
     probs_V = torch.full((100_001,), 0.5 / 100_000)
     probs_V[7] = 0.5
     assert float(probs_V[0]) < LIKELY
-    drawn = [draw(probs_V.unsqueeze(0), [draw_key(5, position)])[0] for position in range(600)]
-    assert 220 < drawn.count(7) < 380
-    assert len(set(drawn)) > 200
+    logits_1V = probs_V.log().unsqueeze(0)
+    drawn = [sample(logits_1V, [Sampling(seed=5, position=i)])[0] for i in range(300)]
+    assert 100 < drawn.count(7) < 200
+    assert len(set(drawn)) > 100
 
 
 def test_rounding_moves_hardly_any_draw() -> None:
