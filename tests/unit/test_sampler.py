@@ -154,12 +154,18 @@ def test_penalties_bias_and_bans(logits_V: torch.Tensor) -> None:
 
 
 def test_repetition_penalty_divides_positive_and_multiplies_negative_logits() -> None:
+    """Once, however often a token came."""
     logits_NV = torch.tensor([[2.0, -1.0, 0.5]])
-    sampling = Sampling(
-        seed=0, position=0, temperature=0.0, prompt_history=[0, 1], repetition_penalty=2.0
-    )
-    sample(logits_NV, [sampling])
+    histories = {"prompt_history": [0, 1, 0], "output_history": [1, 0]}
+    sample(logits_NV, [Sampling(seed=0, position=0, repetition_penalty=2.0, **histories)])
     assert logits_NV.tolist() == [[1.0, -2.0, 0.5]]
+
+
+def test_presence_counts_once_and_frequency_each_time() -> None:
+    logits_NV = torch.zeros(1, 4)
+    penalties = {"presence_penalty": 0.5, "frequency_penalty": 0.25}
+    sample(logits_NV, [Sampling(seed=0, position=0, output_history=[2, 0, 2, 2], **penalties)])
+    assert logits_NV.tolist() == [[-0.75, 0.0, -1.25, 0.0]]
 
 
 def test_logprobs_are_the_models_own(logits_V: torch.Tensor) -> None:

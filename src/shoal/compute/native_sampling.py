@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 
 from shoal.compute.native import is_plain, kernels
-from shoal.compute.race import LIKELY, draw_key
+from shoal.compute.race import LEAST_TEMPERATURE, LIKELY, draw_key
 from shoal.messages import Sampling, TokenLogprobs
 
 
@@ -17,15 +17,13 @@ def can_sample(logits_NV: torch.Tensor) -> bool:
     return kernels is not None and is_plain(logits_NV)
 
 
-def draw(
-    logits_NV: torch.Tensor, samplings: dict[int, Sampling], least_temperature: float
-) -> list[int]:
+def draw(logits_NV: torch.Tensor, samplings: dict[int, Sampling]) -> list[int]:
     """A token for each of some rows; their temperatures are more than 0."""
     draws = [
         kernels.Draw(
             row,
             draw_key(sampling.seed, sampling.position),
-            max(sampling.temperature, least_temperature),
+            max(sampling.temperature, LEAST_TEMPERATURE),
             sampling.top_k,
             sampling.top_p,
             sampling.min_p,

@@ -11,15 +11,13 @@ import torch
 from shoal.compute import native_sampling
 from shoal.compute.native_sampling import can_sample
 from shoal.compute.penalties import adjust_logits, needs_adjusting
-from shoal.compute.race import draw, draw_among, draw_key, mix
+from shoal.compute.race import LEAST_TEMPERATURE, draw, draw_among, draw_key, mix
 from shoal.messages import Sampling, TokenLogprobs
 
 # top-k and top-p look at this many best tokens first: a partial sort is 20 times cheaper than
 # sorting a vocabulary, and the count must not depend on the batch or ties would.
 NUM_CANDIDATES = 1024
 
-# One that is smaller is as good as 0, and would make infinities.
-_LEAST_TEMPERATURE = 1e-5
 _MASK = 2**64 - 1
 
 
@@ -28,17 +26,13 @@ def sample(logits_NV: torch.Tensor, samplings: list[Sampling]) -> list[int]:
     for row, sampling in enumerate(samplings):
         if needs_adjusting(sampling):
             adjust_logits(logits_NV[row], sampling)
-    greedy = [row for row, sampling in enumerate(samplings) if sampling.temperature <= 0.0]
-    if len(greedy) == len(samplings):
-        return _best(logits_NV)
-    tokens = dict(zip(greedy, _best(logits_NV[greedy]), strict=True)) if greedy else {}
     random = {row: s for row, s in enumerate(samplings) if s.temperature > 0.0}
-    if can_sample(logits_NV):
-        drawn = native_sampling.draw(logits_NV, random, _LEAST_TEMPERATURE)
-        tokens.update(zip(random, drawn, strict=True))
-    else:
-        tokens.update(_draw(logits_NV, random))
-    return [tokens[row] for row in range(len(samplings))]
+    # All rows at once, drawn or not: to take some out would copy them.
+    tokens = _best(logits_NV) if len(random) < len(samplings) else [0] * len(samplings)
+    draw_each = native_sampling.draw if can_sample(logits_NV) else _draw
+    for row, token in zip(random, draw_each(logits_NV, random), strict=True):
+        tokens[row] = token
+    return tokens
 
 
 def _best(logits_NV: torch.Tensor) -> list[int]:
@@ -49,16 +43,16 @@ def _best(logits_NV: torch.Tensor) -> list[int]:
     return best
 
 
-def _draw(logits_NV: torch.Tensor, samplings: dict[int, Sampling]) -> dict[int, int]:
+def _draw(logits_NV: torch.Tensor, samplings: dict[int, Sampling]) -> list[int]:
     """By torch, on any device. What the native kernels draw is held against it."""
-    tokens: dict[int, int] = {}
+    tokens = dict.fromkeys(samplings, 0)
     dense = {row: s for row, s in samplings.items() if not _truncates(s)}
     truncated = {row: s for row, s in samplings.items() if _truncates(s)}
     for some, draw_each in ((dense, _draw_from_all), (truncated, _draw_from_best)):
         if some:
             drawn = draw_each(logits_NV[list(some)], list(some.values()))
             tokens.update(zip(some, drawn, strict=True))
-    return tokens
+    return list(tokens.values())
 
 
 def sample_seed(seed: int, index: int) -> int:
@@ -165,7 +159,7 @@ def _keys(samplings: list[Sampling]) -> list[int]:
 def _tempered(logits_NV: torch.Tensor, samplings: list[Sampling]) -> torch.Tensor:
     """Shifted so that the best is 0: a tiny temperature must not overflow into inf - inf."""
     temperatures = (
-        torch.tensor([s.temperature for s in samplings]).clamp_min(_LEAST_TEMPERATURE).unsqueeze(1)
+        torch.tensor([s.temperature for s in samplings]).clamp_min(LEAST_TEMPERATURE).unsqueeze(1)
     )
     return (logits_NV - logits_NV.amax(dim=-1, keepdim=True)) / temperatures
 
