@@ -154,7 +154,7 @@ NB_MODULE(shoal_kernels, m) {
     nb::gil_scoped_release release;
     return draw({at<const float>(logits), stride, width}, draws, likely);
   });
-  nb::class_<Wanted>(m, "Wanted").def(nb::init<int64_t, int64_t>());
+  nb::class_<Wanted>(m, "Wanted").def(nb::init<int64_t, int64_t, int64_t>());
   nb::class_<Scores>(m, "Scores")
       .def_ro("target", &Scores::target)
       .def_ro("best_ids", &Scores::best_ids)

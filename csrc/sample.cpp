@@ -179,7 +179,7 @@ std::vector<Scores> score(const Logits& logits, const std::vector<Wanted>& wante
   }
   std::vector<Scores> scores(wanted.size());
   pool().run(static_cast<uint32_t>(wanted.size()), [&](uint32_t i) {
-    scores[i] = score_one(logits.row(i), logits.width, wanted[i]);
+    scores[i] = score_one(logits.row(wanted[i].row), logits.width, wanted[i]);
   });
   return scores;
 }

@@ -30,6 +30,7 @@ std::vector<int64_t> draw(const Logits& logits, const std::vector<Draw>& draws, 
 
 // What is asked of a row: its target's log-probability, and its best tokens.
 struct Wanted {
+  int64_t row;
   int64_t target;
   int64_t num_best;
 };
@@ -40,7 +41,7 @@ struct Scores {
   std::vector<float> best;
 };
 
-// Of rows 0, 1, …; equal ones in the order of their ids. Throws std::out_of_range for a target that
+// Equal ones in the order of their ids. Throws std::out_of_range for a target that
 // no row has.
 std::vector<Scores> score(const Logits& logits, const std::vector<Wanted>& wanted);
 

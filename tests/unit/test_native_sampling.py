@@ -56,11 +56,11 @@ def by_torch(logits_NV: torch.Tensor, samplings: list[Sampling]) -> list[int]:
 
 
 def scores_by_torch(
-    logits_NV: torch.Tensor, targets: list[int], num_top: list[int]
+    logits_NV: torch.Tensor, rows: list[int], targets: list[int], num_top: list[int]
 ) -> list[TokenLogprobs]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sampler, "can_sample", lambda _: False)
-        return token_logprobs(logits_NV, targets, num_top)
+        return token_logprobs(logits_NV, rows, targets, num_top)
 
 
 def rows_of(rng: torch.Generator, number: int, vocabulary: int, width: float) -> torch.Tensor:
@@ -139,10 +139,11 @@ def test_a_draw_does_not_depend_on_its_company(
 def test_log_probabilities_are_those_of_torch(rng: torch.Generator) -> None:
     logits_NV = torch.randn(7, 1003, generator=rng) * 4
     logits_NV[2, ::3] = -torch.inf
+    rows = [0, 1, 2, 3, 6, 5, 2]
     targets, num_top = [0, 1002, 3, 4, 5, 500, 7], [0, 1, 5, 20, 3, 1003, 2]
     pairs = zip(
-        token_logprobs(logits_NV, targets, num_top),
-        scores_by_torch(logits_NV, targets, num_top),
+        token_logprobs(logits_NV, rows, targets, num_top),
+        scores_by_torch(logits_NV, rows, targets, num_top),
         strict=True,
     )
     for score, expected in pairs:
@@ -152,7 +153,7 @@ def test_log_probabilities_are_those_of_torch(rng: torch.Generator) -> None:
 
 
 def test_log_probabilities_of_no_distribution_are_no_numbers() -> None:
-    [score] = token_logprobs(torch.full((1, 50), torch.nan), [3], [2])
+    [score] = token_logprobs(torch.full((1, 50), torch.nan), [0], [3], [2])
     assert score.logprob != score.logprob
     assert len(score.top_ids) == 2
     assert all(value != value for value in score.top_logprobs)
@@ -160,4 +161,4 @@ def test_log_probabilities_of_no_distribution_are_no_numbers() -> None:
 
 def test_a_target_beyond_the_vocabulary_is_refused() -> None:
     with pytest.raises(IndexError, match="vocabulary"):
-        token_logprobs(torch.zeros(1, 50), [50], [0])
+        token_logprobs(torch.zeros(1, 50), [0], [50], [0])

@@ -170,7 +170,7 @@ def test_presence_counts_once_and_frequency_each_time() -> None:
 
 def test_logprobs_are_the_models_own(logits_V: torch.Tensor) -> None:
     expected = logits_V.log_softmax(0)
-    scores = token_logprobs(logits_V.repeat(2, 1), [5, 6], [0, 3])
+    scores = token_logprobs(logits_V.repeat(3, 1), [0, 2], [5, 6], [0, 3])
     assert scores[0].logprob == pytest.approx(float(expected[5]))
     assert scores[0].top_ids == []
     assert scores[1].top_ids == best_ids(logits_V, 3)

@@ -35,9 +35,9 @@ def draw(logits_NV: torch.Tensor, samplings: dict[int, Sampling]) -> list[int]:
 
 
 def token_logprobs(
-    logits_NV: torch.Tensor, targets: list[int], num_top: list[int]
+    logits_NV: torch.Tensor, rows: list[int], targets: list[int], num_top: list[int]
 ) -> list[TokenLogprobs]:
-    wanted = [kernels.Wanted(*both) for both in zip(targets, num_top, strict=True)]
+    wanted = [kernels.Wanted(*each) for each in zip(rows, targets, num_top, strict=True)]
     return [
         TokenLogprobs(scores.target, scores.best_ids, scores.best)
         for scores in kernels.score(*_at(logits_NV), wanted)

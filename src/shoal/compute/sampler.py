@@ -61,22 +61,22 @@ def sample_seed(seed: int, index: int) -> int:
 
 
 def token_logprobs(
-    logits_NV: torch.Tensor, targets: list[int], num_top: list[int]
+    logits_NV: torch.Tensor, rows: list[int], targets: list[int], num_top: list[int]
 ) -> list[TokenLogprobs]:
-    """Log-probability of each row's target and of its `num_top` best tokens."""
+    """Log-probability of some rows' targets and of their `num_top` best tokens."""
     if can_sample(logits_NV):
-        return native_sampling.token_logprobs(logits_NV, targets, num_top)
-    logprobs_NV = logits_NV.log_softmax(dim=-1)
+        return native_sampling.token_logprobs(logits_NV, rows, targets, num_top)
+    logprobs_NV = logits_NV[rows].log_softmax(dim=-1)
     chosen = logprobs_NV.gather(1, torch.tensor(targets).unsqueeze(1).to(logits_NV.device))
     best = logprobs_NV.topk(max(1, max(num_top)))
-    rows = zip(
+    scores = zip(
         chosen.squeeze(1).tolist(),
         best.indices.tolist(),
         best.values.tolist(),
         num_top,
         strict=True,
     )
-    return [TokenLogprobs(value, ids[:n], values[:n]) for value, ids, values, n in rows]
+    return [TokenLogprobs(value, ids[:n], values[:n]) for value, ids, values, n in scores]
 
 
 def _truncates(sampling: Sampling) -> bool:
