@@ -145,16 +145,17 @@ int64_t draw_one(const Logits& logits, const Draw& draw, double likely) {
 
 Scores score_one(const float* logits, int64_t width, const Wanted& wanted) {
   Row row(logits, width);
+  const int64_t num_best = std::min(wanted.num_best, width);
   Scores scores = {std::nanf(""), {}, {}};
   if (!row.is_distribution()) {
-    for (int64_t id = 0; id < wanted.num_best; ++id) scores.best_ids.push_back(id);
-    scores.best.resize(wanted.num_best, std::nanf(""));
+    for (int64_t id = 0; id < num_best; ++id) scores.best_ids.push_back(id);
+    scores.best.resize(num_best, std::nanf(""));
     return scores;
   }
   const float log_total = static_cast<float>(std::log(row.weigh(1.0f)));
   scores.target = logits[wanted.target] - row.peak() - log_total;
-  if (wanted.num_best == 0) return scores;
-  const std::span<Candidate> best = row.best(std::min(wanted.num_best, width));
+  if (num_best == 0) return scores;
+  const std::span<Candidate> best = row.best(num_best);
   std::sort(best.begin(), best.end(), is_better);
   for (const Candidate& each : best) {
     scores.best_ids.push_back(each.id);

@@ -24,8 +24,8 @@ struct Draw {
   double min_p;
 };
 
-// A token for each. Of rows without top-k and top-p, tokens less probable than `likely` race as one,
-// and among themselves only if that one wins. From a row that is no distribution token 0.
+// A token for each. Of rows without top-k and top-p, tokens less probable than `likely` race as
+// one, and among themselves only if that one wins. Token 0 of a row that is no distribution.
 std::vector<int64_t> draw(const Logits& logits, const std::vector<Draw>& draws, double likely);
 
 // What is asked of a row: its target's log-probability, and its best tokens.
