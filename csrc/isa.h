@@ -33,6 +33,12 @@ constexpr int64_t head_bytes(CacheType type, int head_dim) {
 constexpr int kSpan = 256;
 // From a row of scores to the next: rows of a power of two would push each other out of a core's cache.
 constexpr int kScoresStride = kSpan + 16;
+
+// Of so many numbers that follow one another, the largest of each lane of a vector is kept.
+constexpr int kPeakGroup = 128;
+
+constexpr int64_t num_peaks(int64_t width) { return (width + kPeakGroup - 1) / kPeakGroup * 8; }
+
 // So many keys' values stay in a core's first cache while all rows pass by.
 constexpr int kKeysAtOnce = 32;
 
@@ -117,6 +123,15 @@ struct Isa {
   void (*combine)(const HeadQueries& queries, const float* shares);
   // Element i of a head turns with element i + head_dim / 2.
   void (*rotate)(float* x, int num_heads, int head_dim, const float* cos, const float* sin);
+  // num_peaks(width) of them, each the largest of up to 16 numbers; returns the largest of all, or
+  // no number if x holds one that is none.
+  float (*find_peaks)(const float* x, int64_t width, float* peaks);
+  // e^((x - peak) / temperature) for x up to `peak`; returns their sum.
+  double (*weigh)(const float* x, int64_t width, float peak, float temperature, float* weights);
+  // Where x is at least so much, in order; returns at how many places.
+  int64_t (*find)(const float* x, int64_t width, float least, int32_t* places);
+  // Of those in [least, below).
+  double (*sum_between)(const float* x, int64_t width, float least, float below);
 };
 
 extern const Isa kPlain;

@@ -7,6 +7,7 @@
 #include "layer.h"
 #include "matrix.h"
 #include "pool.h"
+#include "sample.h"
 
 namespace nb = nanobind;
 using namespace nb::literals;
@@ -144,5 +145,25 @@ NB_MODULE(shoal_kernels, m) {
                      uintptr_t cos, uintptr_t sin) {
     rotate(at<float>(x), stride, num_tokens, num_heads, head_dim, at<const float>(cos),
            at<const float>(sin));
+  });
+  nb::class_<Draw>(m, "Draw")
+      .def("__init__", [](Draw* self, int64_t row, uint64_t key, float temperature, int64_t top_k,
+                          double top_p, double min_p) {
+        new (self) Draw{row, key, temperature, top_k, top_p, min_p};
+      });
+  m.def("draw", [](uintptr_t logits, int64_t stride, int64_t width, const std::vector<Draw>& draws,
+                   double likely) {
+    nb::gil_scoped_release release;
+    return draw({at<const float>(logits), stride, width}, draws, likely);
+  });
+  nb::class_<Wanted>(m, "Wanted").def(nb::init<int64_t, int64_t, int64_t>());
+  nb::class_<Scores>(m, "Scores")
+      .def_ro("target", &Scores::target)
+      .def_ro("best_ids", &Scores::best_ids)
+      .def_ro("best", &Scores::best);
+  m.def("score", [](uintptr_t logits, int64_t stride, int64_t width,
+                    const std::vector<Wanted>& wanted) {
+    nb::gil_scoped_release release;
+    return score({at<const float>(logits), stride, width}, wanted);
   });
 }

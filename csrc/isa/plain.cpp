@@ -34,6 +34,13 @@ inline F8 widen_codes8(const uint8_t* from) {
   return value;
 }
 
+// One for each lane of a comparison that holds.
+inline unsigned bits8(I8 mask) {
+  unsigned bits = 0;
+  for (int i = 0; i < 8; ++i) bits |= static_cast<unsigned>(mask[i] != 0) << i;
+  return bits;
+}
+
 }  // namespace
 }  // namespace shoal
 

@@ -4,16 +4,26 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from collections.abc import Iterator
 
 import pytest
 import torch
 
-from shoal.compute import sampler
-from shoal.compute.race import LIKELY, draw, draw_key, exponentials
+from shoal.compute import native, sampler
+from shoal.compute.race import LIKELY, draw_key, exponentials
 from shoal.compute.sampler import sample, sample_seed, token_logprobs
 from shoal.messages import Sampling
 
 VOCAB = 200
+
+
+@pytest.fixture(params=["native", "torch"], autouse=True)
+def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    if request.param == "torch":
+        monkeypatch.setattr(sampler, "can_sample", lambda _: False)
+    elif not native.is_available():
+        pytest.skip("csrc was not built: no compiler")
+    yield request.param
 
 
 @pytest.fixture
@@ -46,9 +56,10 @@ def test_unlikely_tokens_are_drawn_as_often_as_they_should_be() -> None:
     probs_V = torch.full((100_001,), 0.5 / 100_000)
     probs_V[7] = 0.5
     assert float(probs_V[0]) < LIKELY
-    drawn = [draw(probs_V.unsqueeze(0), [draw_key(5, position)])[0] for position in range(600)]
-    assert 220 < drawn.count(7) < 380
-    assert len(set(drawn)) > 200
+    logits_1V = probs_V.log().unsqueeze(0)
+    drawn = [sample(logits_1V, [Sampling(seed=5, position=i)])[0] for i in range(300)]
+    assert 100 < drawn.count(7) < 200
+    assert len(set(drawn)) > 100
 
 
 def test_rounding_moves_hardly_any_draw() -> None:
@@ -143,17 +154,23 @@ def test_penalties_bias_and_bans(logits_V: torch.Tensor) -> None:
 
 
 def test_repetition_penalty_divides_positive_and_multiplies_negative_logits() -> None:
+    """Once, however often a token came."""
     logits_NV = torch.tensor([[2.0, -1.0, 0.5]])
-    sampling = Sampling(
-        seed=0, position=0, temperature=0.0, prompt_history=[0, 1], repetition_penalty=2.0
-    )
-    sample(logits_NV, [sampling])
+    histories = {"prompt_history": [0, 1, 0], "output_history": [1, 0]}
+    sample(logits_NV, [Sampling(seed=0, position=0, repetition_penalty=2.0, **histories)])
     assert logits_NV.tolist() == [[1.0, -2.0, 0.5]]
+
+
+def test_presence_counts_once_and_frequency_each_time() -> None:
+    logits_NV = torch.zeros(1, 4)
+    penalties = {"presence_penalty": 0.5, "frequency_penalty": 0.25}
+    sample(logits_NV, [Sampling(seed=0, position=0, output_history=[2, 0, 2, 2], **penalties)])
+    assert logits_NV.tolist() == [[-0.75, 0.0, -1.25, 0.0]]
 
 
 def test_logprobs_are_the_models_own(logits_V: torch.Tensor) -> None:
     expected = logits_V.log_softmax(0)
-    scores = token_logprobs(logits_V.repeat(2, 1), [5, 6], [0, 3])
+    scores = token_logprobs(logits_V.repeat(3, 1), [0, 2], [5, 6], [0, 3])
     assert scores[0].logprob == pytest.approx(float(expected[5]))
     assert scores[0].top_ids == []
     assert scores[1].top_ids == best_ids(logits_V, 3)

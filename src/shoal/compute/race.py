@@ -19,6 +19,9 @@ _FIRST, _SECOND = 0xBF58476D1CE4E5B9, 0x94D049BB133111EB
 LIKELY = 1e-5
 """Tokens below this race as one, and among themselves only if that one wins."""
 
+LEAST_TEMPERATURE = 1e-5
+"""One that is smaller is as good as 0, and would make infinities."""
+
 
 def draw_key(seed: int, position: int) -> int:
     """64 bits for a seed and a position: splitmix64's finaliser (Steele, Lea and Flood, 2014),

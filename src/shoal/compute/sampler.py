@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import torch
 
+from shoal.compute import native_sampling
+from shoal.compute.native_sampling import can_sample
 from shoal.compute.penalties import adjust_logits, needs_adjusting
-from shoal.compute.race import draw, draw_among, draw_key, mix
+from shoal.compute.race import LEAST_TEMPERATURE, draw, draw_among, draw_key, mix
 from shoal.messages import Sampling, TokenLogprobs
 
 # top-k and top-p look at this many best tokens first: a partial sort is 20 times cheaper than
@@ -24,16 +26,13 @@ def sample(logits_NV: torch.Tensor, samplings: list[Sampling]) -> list[int]:
     for row, sampling in enumerate(samplings):
         if needs_adjusting(sampling):
             adjust_logits(logits_NV[row], sampling)
-    drawn = _best(logits_NV)
-    random_rows = [row for row, sampling in enumerate(samplings) if sampling.temperature > 0.0]
-    dense = [row for row in random_rows if not _truncates(samplings[row])]
-    truncated = [row for row in random_rows if _truncates(samplings[row])]
-    for rows, draw_each in ((dense, _draw_from_all), (truncated, _draw_from_best)):
-        if rows:
-            tokens = draw_each(logits_NV[rows], [samplings[row] for row in rows])
-            for row, token in zip(rows, tokens, strict=True):
-                drawn[row] = token
-    return drawn
+    random = {row: s for row, s in enumerate(samplings) if s.temperature > 0.0}
+    # All rows at once, drawn or not: to take some out would copy them.
+    tokens = _best(logits_NV) if len(random) < len(samplings) else [0] * len(samplings)
+    draw_each = native_sampling.draw if can_sample(logits_NV) else _draw
+    for row, token in zip(random, draw_each(logits_NV, random), strict=True):
+        tokens[row] = token
+    return tokens
 
 
 def _best(logits_NV: torch.Tensor) -> list[int]:
@@ -44,26 +43,40 @@ def _best(logits_NV: torch.Tensor) -> list[int]:
     return best
 
 
+def _draw(logits_NV: torch.Tensor, samplings: dict[int, Sampling]) -> list[int]:
+    """By torch, on any device. What the native kernels draw is held against it."""
+    tokens = dict.fromkeys(samplings, 0)
+    dense = {row: s for row, s in samplings.items() if not _truncates(s)}
+    truncated = {row: s for row, s in samplings.items() if _truncates(s)}
+    for some, draw_each in ((dense, _draw_from_all), (truncated, _draw_from_best)):
+        if some:
+            drawn = draw_each(logits_NV[list(some)], list(some.values()))
+            tokens.update(zip(some, drawn, strict=True))
+    return list(tokens.values())
+
+
 def sample_seed(seed: int, index: int) -> int:
     """The seed of sample `index` of a request; sample 0 keeps the request's own."""
     return seed if index == 0 else mix((seed & _MASK) ^ mix(index)) >> 1
 
 
 def token_logprobs(
-    logits_NV: torch.Tensor, targets: list[int], num_top: list[int]
+    logits_NV: torch.Tensor, rows: list[int], targets: list[int], num_top: list[int]
 ) -> list[TokenLogprobs]:
-    """Log-probability of each row's target and of its `num_top` best tokens."""
-    logprobs_NV = logits_NV.log_softmax(dim=-1)
+    """Log-probability of some rows' targets and of their `num_top` best tokens."""
+    if can_sample(logits_NV):
+        return native_sampling.token_logprobs(logits_NV, rows, targets, num_top)
+    logprobs_NV = logits_NV[rows].log_softmax(dim=-1)
     chosen = logprobs_NV.gather(1, torch.tensor(targets).unsqueeze(1).to(logits_NV.device))
     best = logprobs_NV.topk(max(1, max(num_top)))
-    rows = zip(
+    scores = zip(
         chosen.squeeze(1).tolist(),
         best.indices.tolist(),
         best.values.tolist(),
         num_top,
         strict=True,
     )
-    return [TokenLogprobs(value, ids[:n], values[:n]) for value, ids, values, n in rows]
+    return [TokenLogprobs(value, ids[:n], values[:n]) for value, ids, values, n in scores]
 
 
 def _truncates(sampling: Sampling) -> bool:
@@ -79,20 +92,16 @@ def _draw_from_all(logits_NV: torch.Tensor, samplings: list[Sampling]) -> list[i
 def _draw_from_best(logits_NV: torch.Tensor, samplings: list[Sampling]) -> list[int]:
     """Rows with top-k or top-p, from the best candidates if they are sure to be enough."""
     tempered_NV = _tempered(logits_NV, samplings)
-    num_candidates = min(NUM_CANDIDATES, tempered_NV.shape[-1])
-    best = tempered_NV.topk(num_candidates, dim=-1)
+    values_NC, ids_NC = _ordered_best(tempered_NV, min(NUM_CANDIDATES, tempered_NV.shape[-1]))
     # A row's probabilities are of its top-k tokens where that is set, else of the vocabulary.
     total_N1 = tempered_NV.logsumexp(dim=-1, keepdim=True)
-    probs_NC = (best.values - total_N1).exp()
-    enough = [
-        s.top_k <= num_candidates if s.top_k > 0 else mass >= s.top_p
-        for s, mass in zip(samplings, probs_NC.sum(dim=-1).tolist(), strict=True)
-    ]
+    probs_NC = (values_NC - total_N1).exp()
+    enough = _are_enough(values_NC, probs_NC, samplings, tempered_NV.shape[-1])
     tokens = [0] * len(samplings)
     rows = [row for row, is_enough in enumerate(enough) if is_enough]
     if rows:
         chosen = [samplings[row] for row in rows]
-        drawn = _draw_sorted(probs_NC[rows], best.indices[rows], chosen)
+        drawn = _draw_sorted(probs_NC[rows], ids_NC[rows], chosen)
         for row, token in zip(rows, drawn, strict=True):
             tokens[row] = token
     for row in (row for row, is_enough in enumerate(enough) if not is_enough):
@@ -101,6 +110,29 @@ def _draw_from_best(logits_NV: torch.Tensor, samplings: list[Sampling]) -> list[
         probs_1V = ordered.values.softmax(dim=-1)
         [tokens[row]] = _draw_sorted(probs_1V, ordered.indices, [samplings[row]])
     return tokens
+
+
+def _ordered_best(tempered_NV: torch.Tensor, number: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """The highest values and their tokens; equal ones in the order of these, which topk is not."""
+    best = tempered_NV.topk(number, dim=-1)
+    by_id = best.indices.sort(dim=-1)
+    by_value = best.values.gather(1, by_id.indices).sort(dim=-1, descending=True, stable=True)
+    return by_value.values, by_id.values.gather(1, by_value.indices)
+
+
+def _are_enough(
+    values_NC: torch.Tensor, probs_NC: torch.Tensor, samplings: list[Sampling], num_tokens: int
+) -> list[bool]:
+    """Whether what is cut off ends among the candidates, and before those that tie with others."""
+    if values_NC.shape[-1] == num_tokens:
+        return [True] * len(samplings)
+    is_sure_NC = values_NC > values_NC[:, -1:]
+    masses = (probs_NC * is_sure_NC).sum(dim=-1).tolist()
+    numbers = is_sure_NC.sum(dim=-1).tolist()
+    return [
+        number >= s.top_k if s.top_k > 0 else mass >= s.top_p
+        for s, number, mass in zip(samplings, numbers, masses, strict=True)
+    ]
 
 
 def _draw_sorted(
@@ -126,7 +158,9 @@ def _keys(samplings: list[Sampling]) -> list[int]:
 
 def _tempered(logits_NV: torch.Tensor, samplings: list[Sampling]) -> torch.Tensor:
     """Shifted so that the best is 0: a tiny temperature must not overflow into inf - inf."""
-    temperatures = torch.tensor([s.temperature for s in samplings]).clamp_min(1e-5).unsqueeze(1)
+    temperatures = (
+        torch.tensor([s.temperature for s in samplings]).clamp_min(LEAST_TEMPERATURE).unsqueeze(1)
+    )
     return (logits_NV - logits_NV.amax(dim=-1, keepdim=True)) / temperatures
 
 

@@ -10,6 +10,7 @@ from itertools import takewhile
 import torch
 from msgspec import structs
 
+from shoal.compute.penalties import needs_adjusting
 from shoal.compute.sampler import sample, token_logprobs
 from shoal.messages import Chunk, Sampling, TokenLogprobs
 from shoal.worker.batch import Batch
@@ -37,9 +38,12 @@ class Draws:
         that was not are dropped.
         """
         scored = [i for i, s in enumerate(self._samplings) if s.num_logprobs is not None]
-        raw_NV = logits_NV[scored]
+        # Scores are of the model's own logits. Copied are only rows of which these do not stay.
+        adjusted = [i for i in scored if needs_adjusting(self._samplings[i])]
+        own_NV = logits_NV[adjusted]
         tokens = sample(logits_NV, self._samplings)
-        scores = dict(zip(scored, self._scores(scored, raw_NV, tokens), strict=True))
+        logits_NV[adjusted] = own_NV
+        scores = dict(zip(scored, self._scores(scored, logits_NV, tokens), strict=True))
         for chunk, first in self._chunks:
             guesses = chunk.draft
             drawn = tokens[first : first + len(guesses) + 1]
@@ -52,12 +56,12 @@ class Draws:
         return self._drawn.get(chunk.request_id, ([], []))
 
     def _scores(
-        self, rows: list[int], raw_NV: torch.Tensor, tokens: list[int]
+        self, rows: list[int], logits_NV: torch.Tensor, tokens: list[int]
     ) -> list[TokenLogprobs]:
         if not rows:
             return []
         counts = [self._samplings[i].num_logprobs or 0 for i in rows]
-        return token_logprobs(raw_NV, [tokens[i] for i in rows], counts)
+        return token_logprobs(logits_NV, rows, [tokens[i] for i in rows], counts)
 
 
 def _samplings(chunk: Chunk, sampling: Sampling) -> list[Sampling]:

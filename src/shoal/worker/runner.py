@@ -95,7 +95,8 @@ class DecoderRunner:
             logits_NV = self._logits(x_CE[start : start + len(targets)])
             if logits_NV is None:
                 continue
-            scored += token_logprobs(logits_NV, targets, [chunk.num_prompt_logprobs] * len(targets))
+            num_top = [chunk.num_prompt_logprobs] * len(targets)
+            scored += token_logprobs(logits_NV, list(range(len(targets))), targets, num_top)
         return scored
 
     def _logits(self, x_NE: torch.Tensor) -> torch.Tensor | None:

@@ -1,0 +1,48 @@
+"""Draws and log-probabilities by the native kernels, a row a part: each as if it were alone.
+
+`compute.sampler` says what is drawn and is the way without them. N rows, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from shoal.compute.native import is_plain, kernels
+from shoal.compute.race import LEAST_TEMPERATURE, LIKELY, draw_key
+from shoal.messages import Sampling, TokenLogprobs
+
+
+def can_sample(logits_NV: torch.Tensor) -> bool:
+    """Whether the kernels take such rows where they lie."""
+    return kernels is not None and is_plain(logits_NV)
+
+
+def draw(logits_NV: torch.Tensor, samplings: dict[int, Sampling]) -> list[int]:
+    """A token for each of some rows; their temperatures are more than 0."""
+    draws = [
+        kernels.Draw(
+            row,
+            draw_key(sampling.seed, sampling.position),
+            max(sampling.temperature, LEAST_TEMPERATURE),
+            sampling.top_k,
+            sampling.top_p,
+            sampling.min_p,
+        )
+        for row, sampling in samplings.items()
+    ]
+    tokens: list[int] = kernels.draw(*_at(logits_NV), draws, LIKELY)
+    return tokens
+
+
+def token_logprobs(
+    logits_NV: torch.Tensor, rows: list[int], targets: list[int], num_top: list[int]
+) -> list[TokenLogprobs]:
+    wanted = [kernels.Wanted(*each) for each in zip(rows, targets, num_top, strict=True)]
+    return [
+        TokenLogprobs(scores.target, scores.best_ids, scores.best)
+        for scores in kernels.score(*_at(logits_NV), wanted)
+    ]
+
+
+def _at(logits_NV: torch.Tensor) -> tuple[int, int, int]:
+    return logits_NV.data_ptr(), logits_NV.stride(0), logits_NV.shape[1]
