@@ -8,5 +8,12 @@ from shoal.compute import native
 
 
 def set_num_threads(number: int) -> None:
+    """Of both: until it is known which of them a model needs."""
     torch.set_num_threads(number)
     native.set_num_threads(number)
+
+
+def leave_cores_to_native() -> None:
+    """For a model whose layers are native: torch's threads spin for milliseconds after each of the
+    small calls that are left, on cores that the kernels need."""
+    torch.set_num_threads(1)

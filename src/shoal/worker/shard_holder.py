@@ -8,6 +8,7 @@ import torch
 
 from shoal.compute.kernels import choose_kv_dtype
 from shoal.compute.kv_types import name_of
+from shoal.compute.threads import leave_cores_to_native
 from shoal.parallel.control import Form, Formed, Load, Loaded
 from shoal.parallel.endpoint import Security
 from shoal.worker.cache_memory import CacheMemory
@@ -66,6 +67,8 @@ class ShardHolder:
             inlet = neighbours.inlet(width=weights.model.hidden_size)
             opened.pop_all()
         weights.communicator.current = communicator
+        if weights.scheme.many == "native":
+            leave_cores_to_native()
         return Stage(
             weights.decoder,
             cache,
