@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
+import weakref
 from pathlib import Path
 from threading import Lock
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 import torch
@@ -41,7 +42,8 @@ class GgufFile:
             for name, info in header.tensors.items()
             if name != ROPE_FACTORS
         }
-        self._file: BinaryIO | None = path.open("rb", buffering=0)
+        self._descriptor = os.open(path, os.O_RDONLY)
+        self._closing = weakref.finalize(self, os.close, self._descriptor)
         try:
             self.config: dict[str, Any] = config_from(header, self._rope_factors(header))
             self._check_heads()
@@ -100,9 +102,7 @@ class GgufFile:
         return Layout(tuple(opening), tensors)
 
     def close(self) -> None:
-        if self._file is not None:
-            self._file.close()
-            self._file = None
+        self._closing()
 
     def _info(self, name: str) -> TensorInfo:
         if name not in self._tensors:
@@ -110,12 +110,12 @@ class GgufFile:
         return self._tensors[name]
 
     def _read(self, offset: int, num_bytes: int) -> Bytes:
-        if self._file is None:
+        if not self._closing.alive:
             raise SourceError(f"{self._path} is closed")
         data = np.empty(num_bytes, dtype=np.uint8)
         left = data.data
         while left:
-            num_read = os.preadv(self._file.fileno(), [left], offset)
+            num_read = os.preadv(self._descriptor, [left], offset)
             if num_read == 0:
                 raise SourceError(f"{self._path} has become shorter: fetch it again")
             left, offset = left[num_read:], offset + num_read
