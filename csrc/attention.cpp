@@ -2,10 +2,10 @@
 
 #include <algorithm>
 #include <stdexcept>
-#include <vector>
 
 #include "matrix.h"
 #include "pool.h"
+#include "room.h"
 
 namespace shoal {
 
@@ -34,11 +34,8 @@ struct alignas(64) Line {
   float values[16];
 };
 
-// Memory that a thread keeps for the next time.
-float* at_least(std::vector<Line>& lines, int64_t num_floats) {
-  const size_t wanted = (num_floats + 15) / 16;
-  if (lines.size() < wanted) lines.resize(wanted);
-  return lines.data()->values;
+float* lines_of(Room<Line>& room, int64_t num_floats) {
+  return room.of((num_floats + 15) / 16)->values;
 }
 
 // Tiles of queries times groups of kv heads, of each sequence.
@@ -104,15 +101,15 @@ HeadQueries Tiles::queries_of(int64_t sequence, int64_t first, int64_t kv_head) 
 }
 
 void attend_span(CacheType type, const HeadQueries& queries, int64_t span, float* shares) {
-  thread_local std::vector<Line> scratch;
+  thread_local Room<Line> scratch;
   isa().attend[static_cast<int>(type)](
-      queries, span, at_least(scratch, queries.scratch_floats()), shares);
+      queries, span, lines_of(scratch, queries.scratch_floats()), shares);
 }
 
 void attend_all(CacheType type, const HeadQueries& queries) {
-  thread_local std::vector<Line> memory;
+  thread_local Room<Line> memory;
   const int64_t num_spans = queries.num_spans();
-  float* shares = at_least(memory, num_spans * queries.span_floats());
+  float* shares = lines_of(memory, num_spans * queries.span_floats());
   for (int64_t span = 0; span < num_spans; ++span) {
     attend_span(type, queries, span, shares + span * queries.span_floats());
   }
@@ -121,12 +118,12 @@ void attend_all(CacheType type, const HeadQueries& queries) {
 
 // For few tiles: all threads share the spans of each.
 void attend_by_spans(CacheType type, const Tiles& tiles, int64_t most_spans) {
-  thread_local std::vector<Line> memory;
+  thread_local Room<Line> memory;
   int64_t most_floats = 0;
   for (int64_t i = 0; i < tiles.size(); ++i) {
     most_floats = std::max(most_floats, tiles.at(i).span_floats() * most_spans);
   }
-  float* shares = at_least(memory, tiles.size() * most_floats);
+  float* shares = lines_of(memory, tiles.size() * most_floats);
   pool().run(static_cast<uint32_t>(tiles.size() * most_spans), [&](uint32_t part) {
     const HeadQueries queries = tiles.at(part / most_spans);
     const int64_t span = part % most_spans;

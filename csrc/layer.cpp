@@ -1,10 +1,10 @@
 #include "layer.h"
 
 #include <algorithm>
-#include <memory>
 #include <stdexcept>
 
 #include "pool.h"
+#include "room.h"
 
 namespace shoal {
 
@@ -12,22 +12,6 @@ namespace {
 
 // So many rows of gate and up stay in the caches of a processor until they have been multiplied.
 constexpr int64_t kMlpRows = 256;
-
-// Memory that is not cleared when it grows, and stays for the next step.
-class Room {
- public:
-  float* of(int64_t size) {
-    if (size > size_) {
-      memory_.reset(new float[size]);
-      size_ = size;
-    }
-    return memory_.get();
-  }
-
- private:
-  std::unique_ptr<float[]> memory_;
-  int64_t size_ = 0;
-};
 
 Rows normed(const Norm& norm, const float* x, int64_t stride, int64_t num_rows) {
   return {Rows::Kind::kNormed, x, stride, num_rows, norm.weight, norm.eps, {}};
@@ -53,7 +37,7 @@ void norm_heads(const Norm& norm, float* x, int64_t stride, int64_t num_tokens, 
 void AttentionHalf::run(const Hidden& hidden, const Rotation& rotation, const Cache& cache,
                         const Step& step) const {
   if (hidden.num_tokens != step.num_tokens) throw std::invalid_argument("rows of another step");
-  thread_local Room qkv_room, out_room;
+  thread_local Room<float> qkv_room, out_room;
   const int64_t q_width = int64_t{num_heads} * head_dim, kv_width = int64_t{num_kv_heads} * head_dim;
   const int64_t width = q_width + 2 * kv_width, num_tokens = hidden.num_tokens;
   float* q = qkv_room.of(num_tokens * width);
@@ -76,7 +60,7 @@ void AttentionHalf::run(const Hidden& hidden, const Rotation& rotation, const Ca
 }
 
 void MlpHalf::run(const Hidden& hidden) const {
-  thread_local Room room;
+  thread_local Room<float> room;
   const int64_t width = gate_up.matrix.num_rows;
   float* gates = room.of(std::min(kMlpRows, hidden.num_tokens) * width);
   for (int64_t first = 0; first < hidden.num_tokens; first += kMlpRows) {

@@ -1,9 +1,9 @@
 #include <algorithm>
 #include <cstring>
-#include <vector>
 
 #include "matrix.h"
 #include "pool.h"
+#include "room.h"
 
 namespace shoal {
 
@@ -17,43 +17,42 @@ constexpr int64_t kPartsPerThread = 4;
 constexpr int64_t kFewRows = 4;
 
 struct Scratch {
-  std::vector<int8_t> codes;
-  std::vector<float> scales, sums;
+  Room<int8_t> codes;
+  Room<float> scales, sums;
 };
 
 // One row as floats, in `own` if they are not x as it is.
-const float* floats(const Rows& rows, int64_t row, int64_t width, std::vector<float>& own) {
+const float* floats(const Rows& rows, int64_t row, int64_t width, Room<float>& own) {
   const float* x = rows.x + row * rows.stride;
   if (rows.kind == Rows::Kind::kPlain) return x;
-  own.resize(width);
+  float* made = own.of(width);
   if (rows.kind == Rows::Kind::kNormed) {
-    isa().rms_norm(x, rows.norm_weight, rows.eps, width, own.data());
+    isa().rms_norm(x, rows.norm_weight, rows.eps, width, made);
   } else {
-    isa().gate(x, x + width, rows.activation, width, own.data());
+    isa().gate(x, x + width, rows.activation, width, made);
   }
-  return own.data();
+  return made;
 }
 
 Codes quantize(const Rows& rows, int64_t width, int64_t num_groups, Scratch& scratch) {
-  scratch.codes.resize(rows.num_rows * num_groups * kGroup);
-  scratch.scales.resize(rows.num_rows * num_groups);
-  scratch.sums.resize(rows.num_rows * num_groups);
+  int8_t* codes = scratch.codes.of(rows.num_rows * num_groups * kGroup);
+  float* scales = scratch.scales.of(rows.num_rows * num_groups);
+  float* sums = scratch.sums.of(rows.num_rows * num_groups);
   const auto one = [&](int64_t row) {
-    thread_local std::vector<float> own;
+    thread_local Room<float> own;
     const int64_t in_block = row % kBlock, first = row - in_block;
     const int64_t at = first * num_groups + in_block;
     isa().quantize(floats(rows, row, width, own), width,
                    static_cast<int>(std::min<int64_t>(kBlock, rows.num_rows - first)),
-                   scratch.codes.data() + first * num_groups * kGroup + 4 * in_block,
-                   scratch.scales.data() + at, scratch.sums.data() + at);
+                   codes + first * num_groups * kGroup + 4 * in_block,
+                   scales + at, sums + at);
   };
   if (rows.num_rows < kFewRows) {
     for (int64_t row = 0; row < rows.num_rows; ++row) one(row);
   } else {
     pool().run(static_cast<uint32_t>(rows.num_rows), one);
   }
-  return {scratch.codes.data(), scratch.scales.data(), scratch.sums.data(), rows.num_rows,
-          num_groups};
+  return {codes, scales, sums, rows.num_rows, num_groups};
 }
 
 Codes some_rows(const Codes& codes, int64_t first) {

@@ -9,30 +9,23 @@
 
 namespace shoal {
 
-namespace {
-
-template <class T>
-T* room_for(int64_t size, std::vector<T>& memory) {
-  if (static_cast<int64_t>(memory.size()) < size) memory.resize(size);
-  return memory.data();
-}
-
-}  // namespace
-
-Row::Room& Row::room_of_thread() {
-  thread_local Room room;
-  return room;
+Row::Memory& Row::memory_of_thread() {
+  thread_local Memory memory;
+  return memory;
 }
 
 Row::Row(const float* logits, int64_t width)
-    : room_(room_of_thread()), logits_(logits), width_(width) {
-  peak_ = isa().find_peaks(logits, width, room_for(num_peaks(width), room_.peaks));
+    : memory_(memory_of_thread()),
+      logits_(logits),
+      peaks_(memory_.peaks.of(num_peaks(width))),
+      width_(width) {
+  peak_ = isa().find_peaks(logits, width, peaks_);
 }
 
 bool Row::is_distribution() const { return std::isfinite(peak_); }
 
 double Row::weigh(float temperature) {
-  float* weights = room_for(width_, room_.weights);
+  float* weights = memory_.weights.of(width_);
   weights_ = weights;
   return isa().weigh(logits_, width_, peak_, temperature, weights);
 }
@@ -44,7 +37,7 @@ double Row::sum_of_weights(float least, float below) const {
 std::span<const int32_t> Row::of_weight(float least) { return find(weights_, least); }
 
 std::span<Candidate> Row::best(int64_t count) {
-  std::vector<Candidate>& found = room_.best;
+  std::vector<Candidate>& found = memory_.best;
   found.clear();
   for (const int32_t id : find(logits_, least_of_best(count))) {
     found.push_back({logits_[id], 0.0f, id});
@@ -58,7 +51,7 @@ std::span<Candidate> Row::best(int64_t count) {
 
 double Row::weigh(std::span<Candidate> candidates, float temperature) {
   const int64_t number = candidates.size();
-  float* some = room_for(number, room_.some);
+  float* some = memory_.some.of(number);
   for (int64_t i = 0; i < number; ++i) some[i] = candidates[i].logit;
   const double total = isa().weigh(some, number, peak_, temperature, some);
   for (int64_t i = 0; i < number; ++i) candidates[i].weight = some[i];
@@ -66,7 +59,7 @@ double Row::weigh(std::span<Candidate> candidates, float temperature) {
 }
 
 std::span<const int32_t> Row::find(const float* x, float least) {
-  int32_t* ids = room_for(width_, room_.ids);
+  int32_t* ids = memory_.ids.of(width_);
   return {ids, static_cast<size_t>(isa().find(x, width_, least, ids))};
 }
 
@@ -74,9 +67,8 @@ std::span<const int32_t> Row::find(const float* x, float least) {
 float Row::least_of_best(int64_t count) {
   const int64_t number = num_peaks(width_);
   if (count > number) return -std::numeric_limits<float>::infinity();
-  float* peaks = room_.peaks.data();
-  std::nth_element(peaks, peaks + count - 1, peaks + number, std::greater<float>());
-  return peaks[count - 1];
+  std::nth_element(peaks_, peaks_ + count - 1, peaks_ + number, std::greater<float>());
+  return peaks_[count - 1];
 }
 
 }  // namespace shoal

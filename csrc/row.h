@@ -5,6 +5,8 @@
 #include <span>
 #include <vector>
 
+#include "room.h"
+
 namespace shoal {
 
 struct Candidate {
@@ -42,20 +44,21 @@ class Row {
   double weigh(std::span<Candidate> candidates, float temperature);
 
  private:
-  struct Room {
-    std::vector<float> peaks, weights, some;
-    std::vector<int32_t> ids;
+  struct Memory {
+    Room<float> peaks, weights, some;
+    Room<int32_t> ids;
     std::vector<Candidate> best;
   };
 
   std::span<const int32_t> find(const float* x, float least);
   float least_of_best(int64_t count);
 
-  static Room& room_of_thread();
+  static Memory& memory_of_thread();
 
   // Asked for once: what a thread has of its own is dear to find.
-  Room& room_;
+  Memory& memory_;
   const float* logits_;
+  float* peaks_;
   const float* weights_ = nullptr;
   int64_t width_;
   float peak_;

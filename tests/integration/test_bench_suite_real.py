@@ -7,28 +7,20 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tiny_llama import TINY
 
 from bench import serve, start, sweep
-from bench.llama_shapes import LlamaShape, write_checkpoints
+from bench.llama_shapes import write_checkpoints
 
 pytestmark = pytest.mark.slow
 
-SHAPE = LlamaShape(
-    name="tiny",
-    hidden_size=64,
-    mlp_size=96,
-    num_heads=4,
-    num_kv_heads=2,
-    head_dim=16,
-    num_layers=10,
-)
 SMALL_SERVER = ("--", "--threads", "1", "--kv-memory", "16MiB")
 
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> str:
     folder = tmp_path_factory.mktemp("tiny")
-    return str(write_checkpoints(SHAPE, [2], sweep.SMALL_VOCABULARY, folder)[2])
+    return str(write_checkpoints(TINY, [2], sweep.SMALL_VOCABULARY, folder)[2])
 
 
 @pytest.fixture
@@ -80,7 +72,7 @@ def test_starting(said: Any, model: str) -> None:
 
 
 def test_sweeping(said: Any, model: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sweep, "LLAMA_SHAPES", {"tiny": SHAPE})
+    monkeypatch.setattr(sweep, "LLAMA_SHAPES", {"tiny": TINY})
     quick = sweep.Plan(
         layers={"tiny": [1, 2]},
         contexts=[40, 600],

@@ -6,9 +6,10 @@ import json
 from pathlib import Path
 
 import pytest
+from tiny_llama import TINY
 
 from bench.extrapolation import Extrapolated, Whole, extrapolate
-from bench.llama_shapes import LLAMA_SHAPES, LlamaShape, write_checkpoints
+from bench.llama_shapes import LLAMA_SHAPES, write_checkpoints
 from bench.ratios import Spread
 from bench.roofline import Load, Rates, shape_in_blocks, shape_of
 from bench.step_log import Step
@@ -27,16 +28,6 @@ from shoal.models.config import decoder_config
 from shoal.weights.source import open_source, resolve
 from shoal.weights.tokenizer import load_tokenizer
 
-TINY = LlamaShape(
-    name="tiny",
-    hidden_size=64,
-    mlp_size=96,
-    num_heads=4,
-    num_kv_heads=2,
-    head_dim=16,
-    num_layers=10,
-    vocab_size=1000,
-)
 RATES = Rates(bytes_per_s=1e9, operations_per_s=1e12)
 
 

@@ -63,7 +63,7 @@ class NativeLinear:
             kernels.pack8(dense_NK.data_ptr(), num_rows, num_columns, self._tiles.data_ptr())
         self.matrix = kernels.Matrix(bits, self._tiles.data_ptr(), num_rows, num_columns)
         self._bias_N = None if bias_N is None else bias_N.float().contiguous()
-        self.bias_at = 0 if self._bias_N is None else self._bias_N.data_ptr()
+        self.bias_at = address(self._bias_N)
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         return self.product(self.matrix.multiply, x, self.num_columns)
@@ -199,6 +199,10 @@ def _float_rows(x: torch.Tensor, width: int) -> torch.Tensor:
     assert rows.shape[1] == width, f"rows of {rows.shape[1]} for a matrix of {width} columns"
     rows = rows if rows.dtype == torch.float32 else rows.float()
     return rows if rows.stride(1) == 1 else rows.contiguous()
+
+
+def address(x: torch.Tensor | None) -> int:
+    return 0 if x is None else x.data_ptr()
 
 
 def at(rows: torch.Tensor) -> tuple[int, int, int]:

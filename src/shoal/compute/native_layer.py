@@ -71,7 +71,7 @@ class NativeAttention:
             *qkv.how,
             qkv.linear.matrix,
             qkv.linear.bias_at,
-            0 if head_norm_JD is None else head_norm_JD.data_ptr(),
+            native.address(head_norm_JD),
             head_eps,
             output.matrix,
             output.bias_at,
@@ -97,7 +97,7 @@ class NativeAttention:
         self._half.run(
             *native.at(x_TE),
             y_TE.data_ptr(),
-            0 if onto_TE is None else onto_TE.data_ptr(),
+            native.address(onto_TE),
             cos_T1D.data_ptr(),
             sin_T1D.data_ptr(),
             step.cache(layer),
@@ -124,6 +124,5 @@ class NativeMLP:
     def __call__(self, x_TE: torch.Tensor, onto_TE: torch.Tensor | None) -> torch.Tensor:
         """Added to `onto_TE`, None or x itself."""
         y_TE = torch.empty(x_TE.shape[0], self._width)
-        onto_at = 0 if onto_TE is None else onto_TE.data_ptr()
-        self._half.run(*native.at(x_TE), y_TE.data_ptr(), onto_at)
+        self._half.run(*native.at(x_TE), y_TE.data_ptr(), native.address(onto_TE))
         return y_TE

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from shoal.compute import native
+from shoal.compute.linear import Scheme
 
 
 def set_num_threads(number: int) -> None:
@@ -13,7 +14,8 @@ def set_num_threads(number: int) -> None:
     native.set_num_threads(number)
 
 
-def leave_cores_to_native() -> None:
-    """For a model whose layers are native: torch's threads spin for milliseconds after each of the
-    small calls that are left, on cores that the kernels need."""
-    torch.set_num_threads(1)
+def leave_cores_to_layers(scheme: Scheme) -> None:
+    """Where layers are native, torch keeps one thread: its others spin for milliseconds after each
+    of the small calls that are left, on cores that the kernels need."""
+    if scheme.many == "native":
+        torch.set_num_threads(1)

@@ -21,27 +21,16 @@ class DenseAttend:
         window: int | None,
         softcap: float | None,
     ) -> torch.Tensor:
-        return _attended(q_THD, k_TGD, v_TGD, scale, window, softcap)
-
-
-def _attended(
-    q_THD: torch.Tensor,
-    k_TGD: torch.Tensor,
-    v_TGD: torch.Tensor,
-    scale: float,
-    window: int | None,
-    softcap: float | None,
-) -> torch.Tensor:
-    num_tokens, num_heads, _ = q_THD.shape
-    group_size = num_heads // k_TGD.shape[1]
-    k_HTD = k_TGD.repeat_interleave(group_size, dim=1).transpose(0, 1)
-    v_HTD = v_TGD.repeat_interleave(group_size, dim=1).transpose(0, 1)
-    scores_HTT = q_THD.transpose(0, 1) @ k_HTD.transpose(1, 2) * scale
-    if softcap is not None:
-        scores_HTT = torch.tanh(scores_HTT / softcap) * softcap
-    scores_HTT = scores_HTT.masked_fill(_hidden(num_tokens, window, q_THD.device), -torch.inf)
-    weights_HTT = scores_HTT.softmax(dim=-1, dtype=torch.float32).to(v_TGD.dtype)
-    return (weights_HTT @ v_HTD).transpose(0, 1)
+        num_tokens, num_heads, _ = q_THD.shape
+        group_size = num_heads // k_TGD.shape[1]
+        k_HTD = k_TGD.repeat_interleave(group_size, dim=1).transpose(0, 1)
+        v_HTD = v_TGD.repeat_interleave(group_size, dim=1).transpose(0, 1)
+        scores_HTT = q_THD.transpose(0, 1) @ k_HTD.transpose(1, 2) * scale
+        if softcap is not None:
+            scores_HTT = torch.tanh(scores_HTT / softcap) * softcap
+        scores_HTT = scores_HTT.masked_fill(_hidden(num_tokens, window, q_THD.device), -torch.inf)
+        weights_HTT = scores_HTT.softmax(dim=-1, dtype=torch.float32).to(v_TGD.dtype)
+        return (weights_HTT @ v_HTD).transpose(0, 1)
 
 
 def _hidden(num_tokens: int, window: int | None, device: torch.device) -> torch.Tensor:

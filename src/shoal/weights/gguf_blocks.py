@@ -34,8 +34,7 @@ _LOW_NIBBLES, _NIBBLE_BITS = np.uint64(0x0F0F0F0F0F0F0F0F), np.uint64(4)
 def to_dense(raw: Bytes, tensor_type: Type) -> torch.Tensor:
     """The values [rows, columns]; float32 for blocks, else the type they are stored in."""
     if tensor_type in FLOAT_TYPES:
-        # The copy is what makes it writable: the file is mapped read-only.
-        return torch.from_numpy(raw.copy()).view(FLOAT_TYPES[tensor_type])
+        return torch.from_numpy(np.ascontiguousarray(raw)).view(FLOAT_TYPES[tensor_type])
     if tensor_type == Type.Q8_0:
         return _dense_q8_0(raw)
     return torch.from_numpy(quants.dequantize(raw, tensor_type))

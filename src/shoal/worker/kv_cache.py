@@ -50,15 +50,15 @@ class KVCache:
             for index in range(2 * len(shard.layers))
         ]
         self.keys, self.values = tensors[::2], tensors[1::2]
-        self._native = [
-            native.cache_of(keys, values)
-            for keys, values in zip(self.keys, self.values, strict=True)
-            if native.can_hold(keys)
-        ]
+        self._native = (
+            list(map(native.cache_of, self.keys, self.values))
+            if all(map(native.can_hold, self.keys))
+            else None
+        )
 
     def native_step(self, slots_T: torch.Tensor, groups: Sequence[Group]) -> NativeStep | None:
         """For kernels that do half a layer at once; None if they do not know such caches."""
-        if len(self._native) < len(self.keys):
+        if self._native is None:
             return None
         return NativeStep(self._native, self.first_layer, slots_T, groups)
 

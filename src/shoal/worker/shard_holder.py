@@ -8,7 +8,7 @@ import torch
 
 from shoal.compute.kernels import choose_kv_dtype
 from shoal.compute.kv_types import name_of
-from shoal.compute.threads import leave_cores_to_native
+from shoal.compute.threads import leave_cores_to_layers
 from shoal.parallel.control import Form, Formed, Load, Loaded
 from shoal.parallel.endpoint import Security
 from shoal.worker.cache_memory import CacheMemory
@@ -67,8 +67,7 @@ class ShardHolder:
             inlet = neighbours.inlet(width=weights.model.hidden_size)
             opened.pop_all()
         weights.communicator.current = communicator
-        if weights.scheme.many == "native":
-            leave_cores_to_native()
+        leave_cores_to_layers(weights.scheme)
         return Stage(
             weights.decoder,
             cache,

@@ -12,7 +12,7 @@ from shoal.compute import native
 from shoal.compute.kernels import choose_kv_dtype, choose_scheme
 from shoal.compute.kv_types import name_of
 from shoal.compute.linear import Scheme
-from shoal.compute.threads import leave_cores_to_native
+from shoal.compute.threads import leave_cores_to_layers
 from shoal.config import EngineConfig
 from shoal.errors import ConfigError, OutOfMemory
 from shoal.messages import Chunk, ChunkResult, Plan, StepResult
@@ -77,8 +77,7 @@ def _load_decoder_worker(source: TensorSource, config: EngineConfig, scheme: Sch
     shard = whole_shard(model.dims)
     max_context = max_context_of(config, model.max_context)
     decoder = load_decoder(source, shard, scheme=scheme, communicator=Solo())
-    if scheme.many == "native":
-        leave_cores_to_native()
+    leave_cores_to_layers(scheme)
     kv_dtype = choose_kv_dtype(config.kv_dtype, config.dtype, scheme)
     num_blocks = num_blocks_for(
         model,
