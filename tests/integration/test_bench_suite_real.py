@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from msgspec import structs
 from tiny_llama import TINY
 
 from bench import serve, start, sweep
@@ -72,7 +73,7 @@ def test_starting(said: Any, model: str) -> None:
 
 
 def test_sweeping(said: Any, model: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sweep, "LLAMA_SHAPES", {"tiny": TINY})
+    monkeypatch.setattr(sweep, "LLAMA_SHAPES", {"tiny": structs.replace(TINY, vocab_size=128_256)})
     quick = sweep.Plan(
         layers={"tiny": [1, 2]},
         contexts=[40, 600],
@@ -105,5 +106,5 @@ def test_sweeping(said: Any, model: str, monkeypatch: pytest.MonkeyPatch) -> Non
     whole = record["extrapolated"][0]
     # All ten layers, and the head of all the vocabulary.
     assert whole["whole"]["num_layers"] == 10
-    assert whole["shape"]["head_weights"] == 128_256 * 64
+    assert whole["shape"]["head_weights"] == 128_256 * TINY.hidden_size
     assert "not measured" in out

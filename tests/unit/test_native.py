@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
 import torch.nn.functional as F
+from each_isa import isa, kernels  # noqa: F401  # a fixture is used by its name
 
 from shoal.compute import native
 from shoal.compute.affine import Affine4, quantize_affine4
 from shoal.compute.kv_types import held_width, narrow, widen
 from shoal.compute.native import Activation, GatedLinear, NativeLinear, NormedLinear
-
-kernels = pytest.importorskip("shoal_kernels", reason="csrc was not built: no compiler")
 
 ROWS = (1, 2, 5, 7, 13, 130)
 KV_DTYPES = (torch.float32, torch.float16, torch.int8)
@@ -28,16 +26,6 @@ ACTIVATIONS: dict[Activation, object] = {
 @pytest.fixture
 def rng() -> torch.Generator:
     return torch.Generator().manual_seed(7)
-
-
-@pytest.fixture(params=kernels.isas(), autouse=True)
-def isa(request: pytest.FixtureRequest) -> Iterator[str]:
-    before = kernels.isa()
-    kernels.choose_isa(request.param)
-    kernels.set_num_threads(3)
-    yield request.param
-    kernels.choose_isa(before)
-    kernels.set_num_threads(1)
 
 
 def error(actual: torch.Tensor, expected: torch.Tensor) -> float:

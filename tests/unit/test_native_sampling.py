@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
 import torch
+from each_isa import isa, kernels  # noqa: F401  # a fixture is used by its name
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from shoal.compute import sampler
 from shoal.compute.sampler import sample, token_logprobs
 from shoal.messages import Sampling, TokenLogprobs
-
-kernels = pytest.importorskip("shoal_kernels", reason="csrc was not built: no compiler")
 
 OPTIONS: list[dict[str, Any]] = [
     {},
@@ -32,16 +30,6 @@ OPTIONS: list[dict[str, Any]] = [
     {"top_k": 40, "top_p": 0.9, "min_p": 0.02},
     {"top_k": 1500, "top_p": 0.7, "temperature": 50.0},
 ]
-
-
-@pytest.fixture(params=kernels.isas(), autouse=True)
-def isa(request: pytest.FixtureRequest) -> Iterator[str]:
-    before = kernels.isa()
-    kernels.choose_isa(request.param)
-    kernels.set_num_threads(3)
-    yield request.param
-    kernels.choose_isa(before)
-    kernels.set_num_threads(1)
 
 
 @pytest.fixture
