@@ -13,8 +13,6 @@ namespace {
 constexpr int64_t kRowsAtOnce = 32 * kBlock;
 // Parts per thread: enough that a thread which is held up leaves its work to the others.
 constexpr int64_t kPartsPerThread = 4;
-// Fewer rows than this are quantised by the caller alone.
-constexpr int64_t kFewRows = 4;
 
 struct Scratch {
   Room<int8_t> codes;
@@ -38,20 +36,16 @@ Codes quantize(const Rows& rows, int64_t width, int64_t num_groups, Scratch& scr
   int8_t* codes = scratch.codes.of(rows.num_rows * num_groups * kGroup);
   float* scales = scratch.scales.of(rows.num_rows * num_groups);
   float* sums = scratch.sums.of(rows.num_rows * num_groups);
-  const auto one = [&](int64_t row) {
+  // A block's rows lie among each other: two threads would take its memory from each other.
+  pool().run(static_cast<uint32_t>((rows.num_rows + kBlock - 1) / kBlock), [&](uint32_t block) {
     thread_local Room<float> own;
-    const int64_t in_block = row % kBlock, first = row - in_block;
-    const int64_t at = first * num_groups + in_block;
-    isa().quantize(floats(rows, row, width, own), width,
-                   static_cast<int>(std::min<int64_t>(kBlock, rows.num_rows - first)),
-                   codes + first * num_groups * kGroup + 4 * in_block,
-                   scales + at, sums + at);
-  };
-  if (rows.num_rows < kFewRows) {
-    for (int64_t row = 0; row < rows.num_rows; ++row) one(row);
-  } else {
-    pool().run(static_cast<uint32_t>(rows.num_rows), one);
-  }
+    const int64_t first = int64_t{block} * kBlock, at = first * num_groups;
+    const int count = static_cast<int>(std::min<int64_t>(kBlock, rows.num_rows - first));
+    for (int i = 0; i < count; ++i) {
+      isa().quantize(floats(rows, first + i, width, own), width, count,
+                     codes + at * kGroup + 4 * i, scales + at + i, sums + at + i);
+    }
+  });
   return {codes, scales, sums, rows.num_rows, num_groups};
 }
 

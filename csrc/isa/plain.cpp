@@ -34,6 +34,10 @@ inline F8 widen_codes8(const uint8_t* from) {
   return value;
 }
 
+inline void narrow_codes32(const I8* eights, int8_t* to) {
+  for (int i = 0; i < 32; ++i) to[i] = static_cast<int8_t>(eights[i / 8][i % 8]);
+}
+
 // One for each lane of a comparison that holds.
 inline unsigned bits8(I8 mask) {
   unsigned bits = 0;
