@@ -14,7 +14,7 @@ import torch
 
 from shoal.compute.affine import Affine4
 from shoal.compute.kv_types import head_dim_of
-from shoal.compute.zeroed_memory import zeroed
+from shoal.compute.zeroed_memory import Slabs
 
 try:
     import shoal_kernels
@@ -33,6 +33,8 @@ _ACTIVATIONS: tuple[Activation, ...] = ("silu", "gelu", "gelu_tanh")
 # Vectors of 8 floats.
 _LANES = 8
 _CACHE_TYPES = (torch.float32, torch.float16, torch.int8)
+# Of this process's weights.
+_slabs = Slabs()
 # Of queries that share a KV head.
 MOST_HEADS = 128
 
@@ -55,7 +57,7 @@ class NativeLinear:
         bits = 4 if isinstance(weight, Affine4) else 8
         self.num_rows, self.num_columns = num_rows, num_columns
         num_bytes = kernels.num_bytes(bits, num_rows, num_columns)
-        self._tiles = zeroed((num_bytes,), torch.uint8)
+        self._tiles = _slabs.zeroed(num_bytes)
         if isinstance(weight, Affine4):
             _pack4(weight, self._tiles)
         else:

@@ -8,6 +8,7 @@ import math
 import mmap
 import os
 import sys
+import threading
 from contextlib import suppress
 
 import torch
@@ -16,6 +17,9 @@ from shoal.errors import OutOfMemory
 
 # <linux/mman.h>, since Linux 5.14; mmap does not know it.
 _MADV_POPULATE_WRITE = 23
+
+_SLAB_BYTES = 16 * 2**20
+_LINE = 64
 
 
 def zeroed(shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
@@ -34,6 +38,27 @@ def zeroed(shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
         with suppress(OSError):
             memory.madvise(mmap.MADV_HUGEPAGE)
     return torch.frombuffer(memory, dtype=dtype).view(shape)
+
+
+class Slabs:
+    """Zeroed bytes, many tensors to a piece of memory: alone they are too small for large pages.
+
+    A piece goes back when the last of its tensors does. Threads may ask at once.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._rest = torch.empty(0, dtype=torch.uint8)
+
+    def zeroed(self, num_bytes: int) -> torch.Tensor:
+        """Begins a line of a processor's cache. Raises OutOfMemory."""
+        if num_bytes > _SLAB_BYTES // 4:
+            return zeroed((num_bytes,), torch.uint8)
+        with self._lock:
+            if self._rest.numel() < num_bytes:
+                self._rest = zeroed((_SLAB_BYTES,), torch.uint8)
+            taken, self._rest = self._rest[:num_bytes], self._rest[-(-num_bytes // _LINE) * _LINE :]
+        return taken
 
 
 def take(tensor: torch.Tensor) -> None:
