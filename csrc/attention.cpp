@@ -47,10 +47,16 @@ class Tiles {
     num_tiles_ = (queries.num_queries + queries_at_once_ - 1) / queries_at_once_;
   }
 
-  // Neighbours in memory, if there is enough to do without cutting between them.
-  void join_heads() {
+  // Neighbours in memory, as many as leave no thread with more to do; of each tile come `num_spans`.
+  void join_heads(int64_t num_spans) {
     const int64_t rows = num_heads_ * std::min(queries_at_once_, queries_.num_queries);
-    heads_at_once_ = std::clamp<int64_t>(kRowsTogether / rows, 1, cache_.num_kv_heads);
+    const int64_t most = std::clamp<int64_t>(kRowsTogether / rows, 1, cache_.num_kv_heads);
+    int64_t least_work = work_of_one(num_spans);
+    for (Tiles joined = *this; joined.heads_at_once_ <= most; ++joined.heads_at_once_) {
+      if (joined.work_of_one(num_spans) > least_work) continue;
+      least_work = joined.work_of_one(num_spans);
+      heads_at_once_ = joined.heads_at_once_;
+    }
   }
 
   int64_t num_groups() const {
@@ -66,6 +72,11 @@ class Tiles {
   }
 
  private:
+  // Heads of a span that the busiest thread does.
+  int64_t work_of_one(int64_t num_spans) const {
+    const int num_threads = pool().num_threads();
+    return (size() * num_spans + num_threads - 1) / num_threads * heads_at_once_;
+  }
   HeadQueries queries_of(int64_t sequence, int64_t first, int64_t kv_head) const;
 
   const Cache& cache_;
@@ -171,8 +182,8 @@ void attend(const Cache& cache, const Queries& queries) {
   Tiles tiles(cache, queries);
   int64_t most_spans = 0;
   for (int64_t i = 0; i < tiles.size(); ++i) most_spans = std::max(most_spans, tiles.at(i).num_spans());
+  tiles.join_heads(most_spans);
   const int64_t enough = 4 * pool().num_threads();
-  if (tiles.size() / cache.num_kv_heads * most_spans >= enough) tiles.join_heads();
   if (tiles.size() < enough && most_spans > 1) return attend_by_spans(cache.type, tiles, most_spans);
   pool().run(static_cast<uint32_t>(tiles.size()), [&](uint32_t part) {
     attend_all(cache.type, tiles.at(part));
