@@ -40,9 +40,10 @@ class Draws:
         scored = [i for i, s in enumerate(self._samplings) if s.num_logprobs is not None]
         # Scores are of the model's own logits. Copied are only rows of which these do not stay.
         adjusted = [i for i in scored if needs_adjusting(self._samplings[i])]
-        own_NV = logits_NV[adjusted]
+        own_NV = logits_NV[adjusted] if adjusted else None
         tokens = sample(logits_NV, self._samplings)
-        logits_NV[adjusted] = own_NV
+        if own_NV is not None:
+            logits_NV[adjusted] = own_NV
         scores = dict(zip(scored, self._scores(scored, logits_NV, tokens), strict=True))
         for chunk, first in self._chunks:
             guesses = chunk.draft
