@@ -26,6 +26,7 @@ KERNELS: dict[str, tuple[str, ...]] = {
         "shoal.compute.native:NormedLinear.__call__",
         "shoal.compute.native:GatedLinear.__call__",
     ),
+    "native layers": ("shoal.compute.native_layer:NativeLayers.__call__",),
     "attention halves": ("shoal.compute.native_layer:NativeAttention.__call__",),
     "MLP halves": ("shoal.compute.native_layer:NativeMLP.__call__",),
     "output head": ("shoal.models.decoder:Decoder.logits",),

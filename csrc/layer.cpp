@@ -72,4 +72,15 @@ void MlpHalf::run(const Hidden& hidden) const {
   }
 }
 
+void Layers::run(float* x, int64_t num_tokens, const std::vector<Rotation>& rotations,
+                 const std::vector<const Cache*>& caches, const Step& step) const {
+  if (caches.size() != layers.size()) throw std::invalid_argument("caches of other layers");
+  for (size_t i = 0; i < layers.size(); ++i) {
+    const Layer& layer = layers[i];
+    const Hidden hidden = {x, layer.mlp.down.matrix.num_rows, num_tokens, x, x};
+    layer.attention.run(hidden, rotations.at(layer.rotation), *caches[i], step);
+    layer.mlp.run(hidden);
+  }
+}
+
 }  // namespace shoal

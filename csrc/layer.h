@@ -1,7 +1,8 @@
-// The halves of a decoder layer, each in one call: between small calls lie microseconds of Python, and
-// a step of one token has hundreds of them.
+// The halves of a decoder layer, each in one call, and whole layers: between small calls lie
+// microseconds of Python, and a step of one token has hundreds of them.
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 #include <vector>
 
@@ -77,6 +78,21 @@ struct MlpHalf {
   Linear down;
 
   void run(const Hidden& hidden) const;
+};
+
+// Layers that follow one another, each half plainly added to x.
+struct Layers {
+  struct Layer {
+    AttentionHalf attention;
+    MlpHalf mlp;
+    size_t rotation;  // which of those that a step has
+  };
+
+  std::vector<Layer> layers;
+
+  // In place, x [num_tokens, hidden]; a cache for each layer.
+  void run(float* x, int64_t num_tokens, const std::vector<Rotation>& rotations,
+           const std::vector<const Cache*>& caches, const Step& step) const;
 };
 
 }  // namespace shoal

@@ -1,5 +1,6 @@
 // Python's view. Tensors come as addresses: their owner has seen to type, shape and lifetime.
 #include <nanobind/nanobind.h>
+#include <nanobind/stl/pair.h>
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/vector.h>
 
@@ -140,6 +141,22 @@ NB_MODULE(shoal_kernels, m) {
                      uintptr_t y, uintptr_t onto) {
         nb::gil_scoped_release release;
         half.run({at<const float>(x), stride, num_tokens, at<float>(y), at<const float>(onto)});
+      });
+  nb::class_<Layers>(m, "Layers")
+      .def(nb::init<>())
+      .def("add", [](Layers& all, const AttentionHalf& attention, const MlpHalf& mlp,
+                     size_t rotation) {
+        all.layers.push_back({attention, mlp, rotation});
+      })
+      .def("run", [](const Layers& all, uintptr_t x, int64_t num_tokens,
+                     const std::vector<std::pair<uintptr_t, uintptr_t>>& rotations,
+                     const std::vector<const Cache*>& caches, const Step& step) {
+        nb::gil_scoped_release release;
+        std::vector<Rotation> turns;
+        for (const auto& [cos, sin] : rotations) {
+          turns.push_back({at<const float>(cos), at<const float>(sin)});
+        }
+        all.run(at<float>(x), num_tokens, turns, caches, step);
       });
   m.def("rotate", [](uintptr_t x, int64_t stride, int64_t num_tokens, int num_heads, int head_dim,
                      uintptr_t cos, uintptr_t sin) {

@@ -29,7 +29,7 @@ def test_every_millisecond_of_a_step_has_a_name() -> None:
         engine.close()
     assert sum(account.parts.values()) == pytest.approx(account.framed_ms)
     assert account.period_ms is not None and account.period_ms >= account.step_ms * 0.9
-    largest = "MLP halves" if native.is_available() else "linear layers"
+    largest = "native layers" if native.is_available() else "linear layers"
     assert {largest, "output head", "sampling"} <= account.parts.keys()
     assert account.parts[largest] == max(account.parts.values())
     # 30 layers of 576 x 576 query and output, 576 x 192 keys and values, three of 576 x 1536.

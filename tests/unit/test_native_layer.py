@@ -8,9 +8,20 @@ from msgspec.structs import replace
 from shared_models import ALL, CONFIG
 
 from shoal.compute.native import Activation, NativeLinear
+from shoal.compute.native_layer import NativeLayers
 from shoal.messages import Chunk
 from shoal.models.config import DecoderConfig, decoder_config
-from shoal.models.layers import Attention, GatedMLP, HeadNorm, Residual, RMSNorm, gated, normed
+from shoal.models.decoder import Decoder
+from shoal.models.layers import (
+    Attention,
+    DecoderLayer,
+    GatedMLP,
+    HeadNorm,
+    Residual,
+    RMSNorm,
+    gated,
+    normed,
+)
 from shoal.models.rope import RotaryEmbedding
 from shoal.worker.batch import Batch, build_batch
 from shoal.worker.kv_cache import KVCache
@@ -54,13 +65,14 @@ def attention(
     *,
     with_bias: bool,
     with_qk_norm: bool,
+    layer: int = LAYER,
 ) -> Attention:
     num_heads, num_kv_heads, size = model.num_heads, model.num_kv_heads, model.head_dim
     rows = (num_heads + 2 * num_kv_heads) * size
     weight_JD = torch.randn(num_heads + num_kv_heads, size, generator=rng)
     return Attention(
         model,
-        LAYER,
+        layer,
         num_heads=num_heads,
         num_kv_heads=num_kv_heads,
         qkv=normed(norm(rng), linear(rng, rows, model.hidden_size, with_bias=with_bias)),
@@ -142,6 +154,52 @@ def test_an_mlp_at_once_is_what_its_parts_make(
     expected_TE = x_TE + gated(activation, down)(gate_up(x_TE))
     for residual in RESIDUALS:
         assert torch.equal(GatedMLP(gate_up, down, activation, residual)(x_TE), expected_TE)
+
+
+def layers_of(model: DecoderConfig, residual: Residual) -> list[DecoderLayer]:
+    rng = torch.Generator().manual_seed(5)
+    return [
+        DecoderLayer(
+            attention(rng, model, residual, with_bias=True, with_qk_norm=False, layer=layer),
+            GatedMLP(
+                normed(norm(rng), linear(rng, 2 * 72, MODEL.hidden_size, with_bias=True)),
+                linear(rng, MODEL.hidden_size, 72, with_bias=False),
+                "silu",
+                residual,
+            ),
+        )
+        for layer in range(model.num_layers)
+    ]
+
+
+def test_all_layers_at_once_are_what_each_of_them_makes(rng: torch.Generator) -> None:
+    # Every other layer's heads are turned otherwise.
+    other = replace(MODEL.layers[0].rope, theta=500.0)
+    layers = [replace(one, rope=other) if i % 2 else one for i, one in enumerate(MODEL.layers)]
+    model = replace(MODEL, layers=tuple(layers))
+    x_TE = torch.randn(len(BATCH.tokens_T), model.hidden_size, generator=rng)
+    before_TE = x_TE.clone()
+    state = rng.get_state()
+    outputs, caches = [], []
+    for residual in RESIDUALS:
+        caches.append(cache_with_past(rng.set_state(state), torch.float16))
+        decoder = Decoder(model, ALL, dtype=torch.float32, layers=layers_of(model, residual))
+        attend = PagedAttend(caches[-1], BATCH.slots_T, BATCH.groups)
+        outputs.append(decoder(x_TE, BATCH.positions_T, attend))
+    assert torch.equal(*outputs)
+    assert torch.equal(x_TE, before_TE)
+    for kept, expected in zip(caches[0].keys, caches[1].keys, strict=True):
+        assert torch.equal(kept, expected)
+
+
+def test_caches_of_other_layers_are_refused(rng: torch.Generator) -> None:
+    layers = [one for layer in layers_of(MODEL, RESIDUALS[0]) if (one := layer.native_halves)]
+    cos_and_sin = (torch.ones(len(BATCH.tokens_T), 1, MODEL.head_dim),) * 2
+    attend = PagedAttend(cache_with_past(rng, torch.float32), BATCH.slots_T, BATCH.groups)
+    x_TE = torch.zeros(len(BATCH.tokens_T), MODEL.hidden_size)
+    assert attend.native_step is not None
+    with pytest.raises(ValueError, match="other layers"):
+        NativeLayers(layers[:1], [0])(x_TE, [cos_and_sin], attend.native_step)
 
 
 def test_a_step_of_other_rows_is_refused(rng: torch.Generator) -> None:

@@ -1,4 +1,4 @@
-"""The halves of a decoder layer, each in one native call, over a paged cache.
+"""The halves of a decoder layer, each in one native call, or whole layers, over a paged cache.
 
 Between small calls lie microseconds of Python, and a step of one token would have hundreds of them.
 T tokens, E hidden, H query heads, G KV heads, J = H + G, D head dim,
@@ -30,7 +30,7 @@ class NativeStep:
         slots_T: torch.Tensor,
         groups: Sequence[Group],
     ) -> None:
-        self._caches = caches
+        self.caches = caches
         self._first_layer = first_layer
         self.step = kernels.Step(slots_T.data_ptr(), slots_T.shape[0])
         self._held = (slots_T, groups)
@@ -45,7 +45,7 @@ class NativeStep:
 
     def cache(self, layer: int) -> Cache:
         """Of a layer, counted from the model's first."""
-        return self._caches[layer - self._first_layer]
+        return self.caches[layer - self._first_layer]
 
 
 class NativeAttention:
@@ -67,7 +67,7 @@ class NativeAttention:
     ) -> None:
         self._width = output.num_rows
         self._held = (qkv, output, head_norm_JD)
-        self._half = kernels.AttentionHalf(
+        self.half = kernels.AttentionHalf(
             *qkv.how,
             qkv.linear.matrix,
             qkv.linear.bias_at,
@@ -94,7 +94,7 @@ class NativeAttention:
     ) -> torch.Tensor:
         """Added to `onto_TE`, None or x itself."""
         y_TE = torch.empty(x_TE.shape[0], self._width)
-        self._half.run(
+        self.half.run(
             *native.at(x_TE),
             y_TE.data_ptr(),
             native.address(onto_TE),
@@ -112,7 +112,7 @@ class NativeMLP:
     def __init__(self, gate_up: NormedLinear, down: GatedLinear) -> None:
         self._width = down.linear.num_rows
         self._held = (gate_up, down)
-        self._half = kernels.MlpHalf(
+        self.half = kernels.MlpHalf(
             *gate_up.how,
             gate_up.linear.matrix,
             gate_up.linear.bias_at,
@@ -124,5 +124,30 @@ class NativeMLP:
     def __call__(self, x_TE: torch.Tensor, onto_TE: torch.Tensor | None) -> torch.Tensor:
         """Added to `onto_TE`, None or x itself."""
         y_TE = torch.empty(x_TE.shape[0], self._width)
-        self._half.run(*native.at(x_TE), y_TE.data_ptr(), native.address(onto_TE))
+        self.half.run(*native.at(x_TE), y_TE.data_ptr(), native.address(onto_TE))
+        return y_TE
+
+
+class NativeLayers:
+    """All layers of a shard, if nothing but addition lies between their halves."""
+
+    def __init__(
+        self, halves: Sequence[tuple[NativeAttention, NativeMLP]], rotations: Sequence[int]
+    ) -> None:
+        """`rotations` says for each layer which of a step's rotations its heads are turned by."""
+        self._held = halves
+        self._layers = kernels.Layers()
+        for (attention, mlp), rotation in zip(halves, rotations, strict=True):
+            self._layers.add(attention.half, mlp.half, rotation)
+
+    def __call__(
+        self,
+        x_TE: torch.Tensor,
+        cos_and_sin: Sequence[tuple[torch.Tensor, torch.Tensor]],
+        step: NativeStep,
+    ) -> torch.Tensor:
+        """cos and sin are [T, 1, D]."""
+        y_TE = x_TE.clone(memory_format=torch.contiguous_format)
+        rotations = [(cos_T1D.data_ptr(), sin_T1D.data_ptr()) for cos_T1D, sin_T1D in cos_and_sin]
+        self._layers.run(y_TE.data_ptr(), y_TE.shape[0], rotations, step.caches, step.step)
         return y_TE

@@ -7,7 +7,9 @@ from typing import TypeVar
 
 import torch
 
+from shoal.compute import native
 from shoal.compute.linear import Embedding
+from shoal.compute.native_layer import NativeLayers
 from shoal.errors import InternalError
 from shoal.models.config import DecoderConfig
 from shoal.models.layers import Attend, DecoderLayer, RMSNorm
@@ -45,6 +47,7 @@ class Decoder:
         kinds = list(dict.fromkeys(ropes))
         self._rope_of_layer = [kinds.index(rope) for rope in ropes]
         self._rotary = [RotaryEmbedding(rope, config.head_dim, dtype) for rope in kinds]
+        self._native = _as_native(layers, self._rope_of_layer)
 
     def embed(self, tokens_T: torch.Tensor) -> torch.Tensor:
         """Token ids [T] to the first layer's input [T, E]."""
@@ -56,6 +59,9 @@ class Decoder:
     ) -> torch.Tensor:
         """Run this shard's layers over the step's tokens [T, E] at `positions_T`."""
         rotations = [rotary(positions_T) for rotary in self._rotary]
+        step = attend.native_step
+        if self._native is not None and step is not None and native.is_plain(x_TE):
+            return self._native(x_TE, [(r.cos_T1D, r.sin_T1D) for r in rotations], step)
         for layer, rope in zip(self.layers, self._rope_of_layer, strict=True):
             x_TE = layer(x_TE, rotations[rope], attend)
         return x_TE
@@ -75,6 +81,11 @@ class Decoder:
         logits_NV = head_logits_NV.float()
         softcap = self.config.final_softcap
         return logits_NV if softcap is None else torch.tanh(logits_NV / softcap) * softcap
+
+
+def _as_native(layers: Sequence[DecoderLayer], rotations: Sequence[int]) -> NativeLayers | None:
+    halves = [halves for layer in layers if (halves := layer.native_halves) is not None]
+    return NativeLayers(halves, rotations) if halves and len(halves) == len(layers) else None
 
 
 def _held(part: Part | None, name: str, shard: Shard) -> Part:

@@ -152,6 +152,11 @@ class GatedMLP:
         self._native = _native_mlp(self._gate_up, self._down)
         self._residual = residual
 
+    @property
+    def native_sum(self) -> NativeMLP | None:
+        """If what it makes of x is added to x, and nothing else done."""
+        return self._native if self._residual.is_plain_sum else None
+
     def __call__(self, x_TE: torch.Tensor) -> torch.Tensor:
         if self._native is None or not native.is_plain(x_TE):
             return self._residual(x_TE, self._down(self._gate_up(x_TE)))
@@ -194,6 +199,11 @@ class Attention:
         self._qk_norm = qk_norm
         self._native = self._as_native(num_kv_heads)
         self._residual = residual
+
+    @property
+    def native_sum(self) -> NativeAttention | None:
+        """If what it makes of x is added to x, and nothing else done."""
+        return self._native if self._residual.is_plain_sum else None
 
     def __call__(self, x_TE: torch.Tensor, rotation: Rotation, attend: Attend) -> torch.Tensor:
         step = attend.native_step
@@ -246,6 +256,12 @@ class DecoderLayer:
     def __init__(self, attention: Attention, mlp: GatedMLP) -> None:
         self._attention = attention
         self._mlp = mlp
+
+    @property
+    def native_halves(self) -> tuple[NativeAttention, NativeMLP] | None:
+        """If the layer is nothing but these, each added to x."""
+        attention, mlp = self._attention.native_sum, self._mlp.native_sum
+        return None if attention is None or mlp is None else (attention, mlp)
 
     def __call__(self, x_TE: torch.Tensor, rotation: Rotation, attend: Attend) -> torch.Tensor:
         return self._mlp(self._attention(x_TE, rotation, attend))
