@@ -76,8 +76,9 @@ class Session:
         self._holdings = holdings
         self._source = ShardSource(call_for_weights, ThinnedReport(self._send))
         self._inbox: queue.SimpleQueue[ToWorker | None] = queue.SimpleQueue()
-        # What was said for epochs before this one matters no more.
-        self._first_epoch = epoch
+        # What is said for epochs before this one matters no more: a head begins behind those that
+        # its workers have heard of.
+        self._first_epoch = epoch + 1
         self._end: End | None = None
         self._holder: ShardHolder | None = None
         self._stage: Stage | None = None
