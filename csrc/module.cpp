@@ -122,10 +122,10 @@ NB_MODULE(shoal_kernels, m) {
                                  num_heads, num_kv_heads, head_dim, scale, window, softcap};
       })
       .def("run", [](const AttentionHalf& half, uintptr_t x, int64_t stride, int64_t num_tokens,
-                     uintptr_t y, uintptr_t onto, uintptr_t cos, uintptr_t sin,
-                     const Cache& cache, const Step& step) {
+                     uintptr_t y, uintptr_t cos, uintptr_t sin, const Cache& cache,
+                     const Step& step) {
         nb::gil_scoped_release release;
-        half.run({at<const float>(x), stride, num_tokens, at<float>(y), at<const float>(onto)},
+        half.run({at<const float>(x), stride, num_tokens, at<float>(y), nullptr},
                  {at<const float>(cos), at<const float>(sin)}, cache, step);
       });
   nb::class_<MlpHalf>(m, "MlpHalf")
@@ -138,9 +138,9 @@ NB_MODULE(shoal_kernels, m) {
                            {down, at<const float>(down_bias)}};
       })
       .def("run", [](const MlpHalf& half, uintptr_t x, int64_t stride, int64_t num_tokens,
-                     uintptr_t y, uintptr_t onto) {
+                     uintptr_t y) {
         nb::gil_scoped_release release;
-        half.run({at<const float>(x), stride, num_tokens, at<float>(y), at<const float>(onto)});
+        half.run({at<const float>(x), stride, num_tokens, at<float>(y), nullptr});
       });
   nb::class_<Layers>(m, "Layers")
       .def(nb::init<>())

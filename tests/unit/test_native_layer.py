@@ -40,7 +40,7 @@ CHUNKS = [
     Chunk(request_id=3, start=8, tokens=[0] * 6, block_ids=[8, 9, 10, 11]),
 ]
 BATCH = build_batch(CHUNKS, BLOCK)
-# Added in the same call, and after it.
+# With the first, all layers are one call; with the second, each half is its own.
 RESIDUALS = (Residual(None, None), Residual(lambda y_TE: y_TE, None))
 
 

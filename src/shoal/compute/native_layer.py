@@ -90,14 +90,11 @@ class NativeAttention:
         sin_T1D: torch.Tensor,
         step: NativeStep,
         layer: int,
-        onto_TE: torch.Tensor | None,
     ) -> torch.Tensor:
-        """Added to `onto_TE`, None or x itself."""
         y_TE = torch.empty(x_TE.shape[0], self._width)
         self.half.run(
             *native.at(x_TE),
             y_TE.data_ptr(),
-            native.address(onto_TE),
             cos_T1D.data_ptr(),
             sin_T1D.data_ptr(),
             step.cache(layer),
@@ -121,10 +118,9 @@ class NativeMLP:
             down.linear.bias_at,
         )
 
-    def __call__(self, x_TE: torch.Tensor, onto_TE: torch.Tensor | None) -> torch.Tensor:
-        """Added to `onto_TE`, None or x itself."""
+    def __call__(self, x_TE: torch.Tensor) -> torch.Tensor:
         y_TE = torch.empty(x_TE.shape[0], self._width)
-        self.half.run(*native.at(x_TE), y_TE.data_ptr(), native.address(onto_TE))
+        self.half.run(*native.at(x_TE), y_TE.data_ptr())
         return y_TE
 
 

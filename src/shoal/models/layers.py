@@ -160,9 +160,7 @@ class GatedMLP:
     def __call__(self, x_TE: torch.Tensor) -> torch.Tensor:
         if self._native is None or not native.is_plain(x_TE):
             return self._residual(x_TE, self._down(self._gate_up(x_TE)))
-        if self._residual.is_plain_sum:
-            return self._native(x_TE, x_TE)
-        return self._residual(x_TE, self._native(x_TE, None))
+        return self._residual(x_TE, self._native(x_TE))
 
 
 def _native_mlp(gate_up: Linear, down: Linear) -> NativeMLP | None:
@@ -209,10 +207,8 @@ class Attention:
         step = attend.native_step
         if self._native is None or step is None or not native.is_plain(x_TE):
             return self._residual(x_TE, self._in_parts(x_TE, rotation, attend))
-        where = (rotation.cos_T1D, rotation.sin_T1D, step, self._layer)
-        if self._residual.is_plain_sum:
-            return self._native(x_TE, *where, x_TE)
-        return self._residual(x_TE, self._native(x_TE, *where, None))
+        y_TE = self._native(x_TE, rotation.cos_T1D, rotation.sin_T1D, step, self._layer)
+        return self._residual(x_TE, y_TE)
 
     def _in_parts(self, x_TE: torch.Tensor, rotation: Rotation, attend: Attend) -> torch.Tensor:
         num_tokens = x_TE.shape[0]
