@@ -24,6 +24,12 @@ Row::Row(const float* logits, int64_t width)
 
 bool Row::is_distribution() const { return std::isfinite(peak_); }
 
+int64_t Row::first_best() const {
+  if (std::isnan(peak_)) return 0;
+  const int64_t group = (std::find(peaks_, peaks_ + num_peaks(width_), peak_) - peaks_) / 8;
+  return std::find(logits_ + group * kPeakGroup, logits_ + width_, peak_) - logits_;
+}
+
 double Row::weigh(float temperature) {
   float* weights = memory_.weights.of(width_);
   weights_ = weights;

@@ -30,6 +30,9 @@ class Row {
   // Not with a logit that is no number, nor if the best one is infinite.
   bool is_distribution() const;
 
+  // The first of equals; 0 if a logit is no number.
+  int64_t first_best() const;
+
   // Every token: probabilities in proportion, the best one's is 1. Returns their sum.
   double weigh(float temperature);
   float weight(int64_t id) const { return weights_[id]; }

@@ -137,6 +137,7 @@ int64_t draw_from_nucleus(Row& row, const Draw& draw) {
 
 int64_t draw_one(const Logits& logits, const Draw& draw, double likely) {
   Row row(logits.row(draw.row), logits.width);
+  if (draw.temperature == 0.0f) return row.first_best();
   if (!row.is_distribution()) return 0;
   if (draw.top_k > 0) return draw_from_top_k(row, draw);
   if (draw.top_p < 1.0) return draw_from_nucleus(row, draw);

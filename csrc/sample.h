@@ -14,7 +14,7 @@ struct Logits {
   const float* row(int64_t index) const { return values + index * stride; }
 };
 
-// How a row is drawn from: top_k 0 and top_p 1 are none.
+// How a row is drawn from: at temperature 0 the first of its best; top_k 0 and top_p 1 are none.
 struct Draw {
   int64_t row;
   uint64_t key;

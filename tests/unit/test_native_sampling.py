@@ -100,6 +100,17 @@ def test_a_row_that_is_no_distribution_draws_token_0(none: float, options: dict[
     assert sample(logits_NV, samplings) == by_torch(logits_NV, samplings) == [0, 0]
 
 
+def test_the_best_is_the_first_of_equals_and_may_be_infinite(rng: torch.Generator) -> None:
+    logits_NV = torch.randn(4, 1003, generator=rng)
+    logits_NV[0, [130, 127, 900]] = 9.0
+    logits_NV[1, 1002] = torch.inf
+    logits_NV[2] = -torch.inf
+    logits_NV[3, 5] = torch.nan
+    samplings = [Sampling(temperature=0.0, seed=1, position=2)] * 4
+    assert sample(logits_NV, samplings) == [127, 1002, 0, 0]
+    assert by_torch(logits_NV[:3], samplings[:3]) == [127, 1002, 0]
+
+
 @settings(
     max_examples=40,
     deadline=None,

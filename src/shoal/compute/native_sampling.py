@@ -5,11 +5,16 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 
 from shoal.compute.native import is_plain, kernels
 from shoal.compute.race import LEAST_TEMPERATURE, LIKELY, draw_key
 from shoal.messages import Sampling, TokenLogprobs
+
+if TYPE_CHECKING:
+    from shoal_kernels import Draw
 
 
 def can_sample(logits_NV: torch.Tensor) -> bool:
@@ -17,21 +22,24 @@ def can_sample(logits_NV: torch.Tensor) -> bool:
     return kernels is not None and is_plain(logits_NV)
 
 
-def draw(logits_NV: torch.Tensor, samplings: dict[int, Sampling]) -> list[int]:
-    """A token for each of some rows; their temperatures are more than 0."""
-    draws = [
-        kernels.Draw(
-            row,
-            draw_key(sampling.seed, sampling.position),
-            max(sampling.temperature, LEAST_TEMPERATURE),
-            sampling.top_k,
-            sampling.top_p,
-            sampling.min_p,
-        )
-        for row, sampling in samplings.items()
-    ]
+def draw(logits_NV: torch.Tensor, samplings: list[Sampling]) -> list[int]:
+    """A token for each row."""
+    draws = [_draw(row, sampling) for row, sampling in enumerate(samplings)]
     tokens: list[int] = kernels.draw(*_at(logits_NV), draws, LIKELY)
     return tokens
+
+
+def _draw(row: int, sampling: Sampling) -> Draw:
+    if sampling.temperature == 0.0:
+        return kernels.Draw(row, 0, 0.0, 0, 1.0, 0.0)
+    return kernels.Draw(
+        row,
+        draw_key(sampling.seed, sampling.position),
+        max(sampling.temperature, LEAST_TEMPERATURE),
+        sampling.top_k,
+        sampling.top_p,
+        sampling.min_p,
+    )
 
 
 def token_logprobs(

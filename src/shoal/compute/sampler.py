@@ -26,12 +26,21 @@ def sample(logits_NV: torch.Tensor, samplings: list[Sampling]) -> list[int]:
     for row, sampling in enumerate(samplings):
         if needs_adjusting(sampling):
             adjust_logits(logits_NV[row], sampling)
+    return (native_sampling.draw if can_sample(logits_NV) else _draw)(logits_NV, samplings)
+
+
+def _draw(logits_NV: torch.Tensor, samplings: list[Sampling]) -> list[int]:
+    """By torch, on any device. What the native kernels draw is held against it."""
     random = {row: s for row, s in enumerate(samplings) if s.temperature > 0.0}
     # All rows at once, drawn or not: to take some out would copy them.
     tokens = _best(logits_NV) if len(random) < len(samplings) else [0] * len(samplings)
-    draw_each = native_sampling.draw if can_sample(logits_NV) else _draw
-    for row, token in zip(random, draw_each(logits_NV, random), strict=True):
-        tokens[row] = token
+    dense = {row: s for row, s in random.items() if not _truncates(s)}
+    truncated = {row: s for row, s in random.items() if _truncates(s)}
+    for some, draw_each in ((dense, _draw_from_all), (truncated, _draw_from_best)):
+        if some:
+            drawn = draw_each(logits_NV[list(some)], list(some.values()))
+            for row, token in zip(some, drawn, strict=True):
+                tokens[row] = token
     return tokens
 
 
@@ -41,18 +50,6 @@ def _best(logits_NV: torch.Tensor) -> list[int]:
     on_host = logits_NV.device.type == "cpu"
     best: list[int] = (logits_NV.numpy() if on_host else logits_NV).argmax(-1).tolist()
     return best
-
-
-def _draw(logits_NV: torch.Tensor, samplings: dict[int, Sampling]) -> list[int]:
-    """By torch, on any device. What the native kernels draw is held against it."""
-    tokens = dict.fromkeys(samplings, 0)
-    dense = {row: s for row, s in samplings.items() if not _truncates(s)}
-    truncated = {row: s for row, s in samplings.items() if _truncates(s)}
-    for some, draw_each in ((dense, _draw_from_all), (truncated, _draw_from_best)):
-        if some:
-            drawn = draw_each(logits_NV[list(some)], list(some.values()))
-            tokens.update(zip(some, drawn, strict=True))
-    return list(tokens.values())
 
 
 def sample_seed(seed: int, index: int) -> int:
