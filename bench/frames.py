@@ -46,7 +46,7 @@ KERNELS: dict[str, tuple[str, ...]] = {
     ),
 }
 PYTHON: dict[str, tuple[str, ...]] = {
-    "batch assembly": ("shoal.worker.batch:build_batch",),
+    "batch assembly": ("shoal.worker.batch:Batch.__init__",),
     "layers: sums, views, calls": (
         "shoal.models.decoder:Decoder.__call__",
         "shoal.models.layers:DecoderLayer.__call__",

@@ -1,6 +1,7 @@
 #include "attention.h"
 
 #include <algorithm>
+#include <cmath>
 #include <stdexcept>
 
 #include "matrix.h"
@@ -188,6 +189,20 @@ void attend(const Cache& cache, const Queries& queries) {
   pool().run(static_cast<uint32_t>(tiles.size()), [&](uint32_t part) {
     attend_all(cache.type, tiles.at(part));
   });
+}
+
+void find_turns(const Rope& rope, const std::vector<int64_t>& positions, float* cos, float* sin) {
+  const int half = rope.head_dim / 2;
+  for (const int64_t position : positions) {
+    for (int i = 0; i < half; ++i) {
+      const float angle = static_cast<float>(position) * rope.frequencies[i];
+      cos[i] = cos[half + i] = std::cos(angle) * rope.scaling;
+      sin[half + i] = std::sin(angle) * rope.scaling;
+      sin[i] = -sin[half + i];
+    }
+    cos += rope.head_dim;
+    sin += rope.head_dim;
+  }
 }
 
 void rotate(float* x, int64_t stride, int64_t num_tokens, int num_heads, int head_dim,

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <vector>
 
 #include "isa.h"
 
@@ -45,6 +46,16 @@ struct Queries {
 };
 
 void attend(const Cache& cache, const Queries& queries);
+
+// Angles are positions times `frequencies` [head_dim / 2], in float32; cos and sin are scaled.
+struct Rope {
+  const float* frequencies;
+  int head_dim;
+  float scaling;
+};
+
+// cos and sin [positions, head_dim]; the first half of sin is negated, as turning wants it.
+void find_turns(const Rope& rope, const std::vector<int64_t>& positions, float* cos, float* sin);
 
 // In place, x [num_tokens, num_heads, head_dim]; cos and sin [num_tokens, head_dim].
 void rotate(float* x, int64_t stride, int64_t num_tokens, int num_heads, int head_dim,

@@ -32,11 +32,27 @@ void norm_heads(const Norm& norm, float* x, int64_t stride, int64_t num_tokens, 
   }
 }
 
+std::vector<Rotation> rotations_of(const std::vector<Rope>& ropes, const Step& step,
+                                   Room<float>& room) {
+  const int64_t num_tokens = step.num_tokens();
+  int64_t num_floats = 0;
+  for (const Rope& rope : ropes) num_floats += 2 * num_tokens * rope.head_dim;
+  float* next = room.of(num_floats);
+  std::vector<Rotation> rotations;
+  for (const Rope& rope : ropes) {
+    const int64_t size = num_tokens * rope.head_dim;
+    find_turns(rope, step.positions, next, next + size);
+    rotations.push_back({next, next + size});
+    next += 2 * size;
+  }
+  return rotations;
+}
+
 }  // namespace
 
 void AttentionHalf::run(const Hidden& hidden, const Rotation& rotation, const Cache& cache,
                         const Step& step) const {
-  if (hidden.num_tokens != step.num_tokens) throw std::invalid_argument("rows of another step");
+  if (hidden.num_tokens != step.num_tokens()) throw std::invalid_argument("rows of another step");
   thread_local Room<float> qkv_room, out_room;
   const int64_t q_width = int64_t{num_heads} * head_dim, kv_width = int64_t{num_kv_heads} * head_dim;
   const int64_t width = q_width + 2 * kv_width, num_tokens = hidden.num_tokens;
@@ -49,11 +65,11 @@ void AttentionHalf::run(const Hidden& hidden, const Rotation& rotation, const Ca
   }
   rotate(q, width, num_tokens, num_turned, head_dim, rotation.cos, rotation.sin);
   const float* k = q + q_width;
-  store(cache, k, width, k + kv_width, width, step.slots, num_tokens);
+  store(cache, k, width, k + kv_width, width, step.slots.data(), num_tokens);
   for (const Group& group : step.groups) {
     attend(cache, {q + group.first_row * width, width, out + group.first_row * q_width,
-                   group.num_sequences, group.num_queries, num_heads, group.slots, group.width,
-                   group.positions, scale, window, softcap});
+                   group.num_sequences, group.num_queries, num_heads, group.slots.data(), group.width,
+                   step.positions.data() + group.first_row, scale, window, softcap});
   }
   multiply(output, {Rows::Kind::kPlain, out, q_width, num_tokens, nullptr, 0, {}}, hidden.y,
            hidden.onto, hidden.stride);
@@ -72,14 +88,17 @@ void MlpHalf::run(const Hidden& hidden) const {
   }
 }
 
-void Layers::run(float* x, int64_t num_tokens, const std::vector<Rotation>& rotations,
+void Layers::run(const float* x, int64_t stride, int64_t num_tokens, float* y,
                  const std::vector<const Cache*>& caches, const Step& step) const {
   if (caches.size() != layers.size()) throw std::invalid_argument("caches of other layers");
+  thread_local Room<float> turns;
+  const std::vector<Rotation> rotations = rotations_of(ropes, step, turns);
   for (size_t i = 0; i < layers.size(); ++i) {
     const Layer& layer = layers[i];
-    const Hidden hidden = {x, layer.mlp.down.matrix.num_rows, num_tokens, x, x};
-    layer.attention.run(hidden, rotations.at(layer.rotation), *caches[i], step);
-    layer.mlp.run(hidden);
+    const Hidden from_y = {y, layer.mlp.down.matrix.num_rows, num_tokens, y, y};
+    const Hidden from_x = {x, stride, num_tokens, y, x};
+    layer.attention.run(i == 0 ? from_x : from_y, rotations.at(layer.rope), *caches[i], step);
+    layer.mlp.run(from_y);
   }
 }
 

@@ -8,6 +8,7 @@
 
 #include "attention.h"
 #include "matrix.h"
+#include "step.h"
 
 namespace shoal {
 
@@ -19,23 +20,6 @@ struct Norm {
 struct Linear {
   Matrix matrix;
   const float* bias;
-};
-
-// Sequences with the same number of queries, adjacent in the step.
-struct Group {
-  int64_t first_row;
-  int64_t num_sequences;
-  int64_t num_queries;
-  const int64_t* slots;  // [num_sequences, width]
-  int64_t width;
-  const int64_t* positions;  // [num_sequences, num_queries]
-};
-
-// Where a step's tokens lie in the caches, and what they attend to.
-struct Step {
-  const int64_t* slots;  // [num_tokens]
-  int64_t num_tokens;
-  std::vector<Group> groups;
 };
 
 // x [num_tokens, hidden], rows `stride` floats apart, to y [num_tokens, hidden] without gaps. What a
@@ -85,13 +69,14 @@ struct Layers {
   struct Layer {
     AttentionHalf attention;
     MlpHalf mlp;
-    size_t rotation;  // which of those that a step has
+    size_t rope;  // which of these
   };
 
+  std::vector<Rope> ropes;
   std::vector<Layer> layers;
 
-  // In place, x [num_tokens, hidden]; a cache for each layer.
-  void run(float* x, int64_t num_tokens, const std::vector<Rotation>& rotations,
+  // x and y [num_tokens, hidden], rows of x `stride` floats apart; a cache for each layer.
+  void run(const float* x, int64_t stride, int64_t num_tokens, float* y,
            const std::vector<const Cache*>& caches, const Step& step) const;
 };
 

@@ -1,6 +1,5 @@
 // Python's view. Tensors come as addresses: their owner has seen to type, shape and lifetime.
 #include <nanobind/nanobind.h>
-#include <nanobind/stl/pair.h>
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/vector.h>
 
@@ -9,6 +8,8 @@
 #include "matrix.h"
 #include "pool.h"
 #include "sample.h"
+#include "step.h"
+#include "table.h"
 
 namespace nb = nanobind;
 using namespace nb::literals;
@@ -100,14 +101,10 @@ NB_MODULE(shoal_kernels, m) {
                        window, softcap});
       });
   nb::class_<Step>(m, "Step")
-      .def("__init__", [](Step* self, uintptr_t slots, int64_t num_tokens) {
-        new (self) Step{at<const int64_t>(slots), num_tokens, {}};
-      })
-      .def("add_group", [](Step& step, int64_t first_row, int64_t num_sequences,
-                           int64_t num_queries, uintptr_t slots, int64_t width,
-                           uintptr_t positions) {
-        step.groups.push_back({first_row, num_sequences, num_queries, at<const int64_t>(slots),
-                               width, at<const int64_t>(positions)});
+      .def("__init__", [](Step* self, int64_t block_size) { new (self) Step{block_size, {}, {}, {}}; })
+      .def("add", [](Step& step, std::vector<int64_t> starts, std::vector<int64_t> ahead,
+                     std::vector<std::vector<int64_t>> blocks, int64_t num_queries) {
+        step.add({std::move(starts), std::move(ahead), std::move(blocks), num_queries});
       });
   nb::class_<AttentionHalf>(m, "AttentionHalf")
       .def("__init__", [](AttentionHalf* self, uintptr_t norm, float eps, const Matrix& qkv,
@@ -144,20 +141,22 @@ NB_MODULE(shoal_kernels, m) {
       });
   nb::class_<Layers>(m, "Layers")
       .def(nb::init<>())
-      .def("add", [](Layers& all, const AttentionHalf& attention, const MlpHalf& mlp,
-                     size_t rotation) {
-        all.layers.push_back({attention, mlp, rotation});
+      .def("add_rope", [](Layers& all, uintptr_t frequencies, int head_dim, float scaling) {
+        all.ropes.push_back({at<const float>(frequencies), head_dim, scaling});
       })
-      .def("run", [](const Layers& all, uintptr_t x, int64_t num_tokens,
-                     const std::vector<std::pair<uintptr_t, uintptr_t>>& rotations,
+      .def("add", [](Layers& all, const AttentionHalf& attention, const MlpHalf& mlp, size_t rope) {
+        all.layers.push_back({attention, mlp, rope});
+      })
+      .def("run", [](const Layers& all, uintptr_t x, int64_t stride, int64_t num_tokens, uintptr_t y,
                      const std::vector<const Cache*>& caches, const Step& step) {
         nb::gil_scoped_release release;
-        std::vector<Rotation> turns;
-        for (const auto& [cos, sin] : rotations) {
-          turns.push_back({at<const float>(cos), at<const float>(sin)});
-        }
-        all.run(at<float>(x), num_tokens, turns, caches, step);
+        all.run(at<const float>(x), stride, num_tokens, at<float>(y), caches, step);
       });
+  m.def("find_turns", [](uintptr_t frequencies, int head_dim, float scaling,
+                         const std::vector<int64_t>& positions, uintptr_t cos, uintptr_t sin) {
+    find_turns({at<const float>(frequencies), head_dim, scaling}, positions, at<float>(cos),
+               at<float>(sin));
+  });
   m.def("rotate", [](uintptr_t x, int64_t stride, int64_t num_tokens, int num_heads, int head_dim,
                      uintptr_t cos, uintptr_t sin) {
     rotate(at<float>(x), stride, num_tokens, num_heads, head_dim, at<const float>(cos),
@@ -172,6 +171,11 @@ NB_MODULE(shoal_kernels, m) {
                    double likely) {
     nb::gil_scoped_release release;
     return draw({at<const float>(logits), stride, width}, draws, likely);
+  });
+  m.def("look_up", [](int type, uintptr_t rows, int64_t num_rows, int64_t width,
+                      const std::vector<int64_t>& tokens, uintptr_t y) {
+    look_up({static_cast<TableType>(type), at<const uint16_t>(rows), num_rows, width}, tokens,
+            at<float>(y));
   });
   nb::class_<Wanted>(m, "Wanted").def(nb::init<int64_t, int64_t, int64_t>());
   nb::class_<Scores>(m, "Scores")

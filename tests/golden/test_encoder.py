@@ -35,7 +35,7 @@ def test_hidden_states_equal_those_of_transformers(model_class, tmp_path):
     theirs_TE = torch.cat(
         [trunk(tokens[None]).last_hidden_state[0] for tokens in tokens_T.split(lengths)]
     )
-    ours_TE = load_encoder(SafetensorsFolder(tmp_path), scheme=Scheme())(tokens_T, lengths)
+    ours_TE = load_encoder(SafetensorsFolder(tmp_path), scheme=Scheme())(tokens_T.tolist(), lengths)
     error = (ours_TE - theirs_TE).abs().max().item()
     print(f"max error {error:.1e}")
     assert error < 1e-5

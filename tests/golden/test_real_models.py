@@ -43,7 +43,7 @@ def test_sentence_embeddings_of_minilm():
     tokens_T = tokens(sum(lengths), 30_000)
     model = transformers.AutoModel.from_pretrained(files.path, dtype=torch.float32).eval()
     encoder = load_encoder(open_source(files), scheme=Scheme())
-    ours = encoder(tokens_T, lengths).split(lengths)
+    ours = encoder(tokens_T.tolist(), lengths).split(lengths)
     theirs = [model(part[None]).last_hidden_state[0] for part in tokens_T.split(lengths)]
     error = max((a - b).abs().max().item() for a, b in zip(ours, theirs, strict=True))
     print(f"minilm-l6: max error {error:.1e}")

@@ -54,11 +54,11 @@ def load(source, layers=None):
 @pytest.mark.parametrize("border", [1, 2, 3])
 def test_two_layer_ranges_equal_the_whole_bitwise(name, border, golden):
     case = golden(name)
-    positions_T = torch.arange(len(case.tokens_T))
+    positions = list(range(len(case.tokens_T)))
     first = load(SafetensorsFolder(case.folder), layers=Span(0, border))
     last = load(SafetensorsFolder(case.folder), layers=Span(border, 4))
-    x_TE = first(first.embed(case.tokens_T), positions_T, DenseAttend())
-    x_TE = last(x_TE, positions_T, DenseAttend())
+    x_TE = first(first.embed(case.tokens_T.tolist()), positions, DenseAttend())
+    x_TE = last(x_TE, positions, DenseAttend())
     whole_TV = computed(SafetensorsFolder(case.folder), case.tokens_T)
     assert torch.equal(last.logits(x_TE), whole_TV)
 
@@ -79,8 +79,8 @@ def test_unequal_tensor_ranks_add_up_to_the_whole(name, shares, golden):
         shard = tensor_shards(source, shares)[rank]
         decoder = load_decoder(source, shard, scheme=Scheme(), communicator=communicator)
         with torch.inference_mode():
-            positions_T = torch.arange(len(case.tokens_T))
-            x_TE = decoder(decoder.embed(case.tokens_T), positions_T, DenseAttend())
+            positions = list(range(len(case.tokens_T)))
+            x_TE = decoder(decoder.embed(case.tokens_T.tolist()), positions, DenseAttend())
             return x_TE, decoder.logits(x_TE)
 
     with ThreadPoolExecutor(num_ranks) as pool:

@@ -113,7 +113,8 @@ def computed(source: Any, tokens_T: torch.Tensor, scheme: Scheme | None = None) 
     """What Shoal makes of them: float32 logits [T, V] of the whole model."""
     shard = whole(decoder_config(source.config))
     decoder = load_decoder(source, shard, scheme=scheme or Scheme(), communicator=Solo())
-    x_TE = decoder(decoder.embed(tokens_T), torch.arange(len(tokens_T)), DenseAttend())
+    tokens: list[int] = tokens_T.tolist()
+    x_TE = decoder(decoder.embed(tokens), list(range(len(tokens))), DenseAttend())
     return decoder.logits(x_TE)
 
 

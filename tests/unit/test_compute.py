@@ -10,7 +10,7 @@ from shoal.compute.attention import paged_attention
 from shoal.compute.linear import LinearByRows, Scheme, make_embedding, make_linear
 from shoal.compute.quantized import DynamicInt8Linear, Float16Linear, Int4Linear, Int8Linear
 from shoal.messages import Chunk
-from shoal.worker.batch import build_batch
+from shoal.worker.batch import Batch
 
 BLOCK = 4
 
@@ -84,9 +84,20 @@ def test_bfloat16_weights_are_widened_for_many_rows(rng: torch.Generator) -> Non
 def test_an_embedding_is_looked_up_in_the_activations_type(rng: torch.Generator) -> None:
     table_VE = torch.randn(10, 4, generator=rng)
     for scheme in (Scheme(), Scheme(many="int8"), Scheme(dtype=torch.bfloat16)):
-        x_TE = make_embedding(table_VE, scheme)(torch.tensor([3, 1]))
+        x_TE = make_embedding(table_VE, scheme)([3, 1])
         assert x_TE.dtype == scheme.dtype
         assert relative_error(x_TE.float(), table_VE[[3, 1]]) < 0.01
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_a_narrow_table_is_widened_exactly(rng: torch.Generator, dtype: torch.dtype) -> None:
+    table_VE = (torch.randn(10, 37, generator=rng) * 1e-3).to(dtype)
+    table_VE[3, :4] = torch.tensor([0.0, -0.0, 1e-7, -65504.0])
+    embedding = make_embedding(table_VE, Scheme(many="int8"))
+    assert torch.equal(embedding([3, 9, 3]), table_VE[[3, 9, 3]].float())
+    for token in (10, -1):
+        with pytest.raises(IndexError):
+            embedding([3, token])
 
 
 def reference(
@@ -128,16 +139,16 @@ def test_paged_attention_of_a_mixed_step(
         chunks.append(
             Chunk(request_id=request_id, start=start, tokens=[0] * number, block_ids=blocks)
         )
-    batch = build_batch(chunks, BLOCK)
+    batch = Batch(chunks, BLOCK)
     keys_SGD = torch.randn(40 * BLOCK, num_kv_heads, head_dim, generator=rng)
     values_SGD = torch.randn(40 * BLOCK, num_kv_heads, head_dim, generator=rng)
-    q_THD = torch.randn(len(batch.tokens_T), num_heads, head_dim, generator=rng)
+    q_THD = torch.randn(len(batch.tokens), num_heads, head_dim, generator=rng)
 
     out_THD = paged_attention(
         q_THD,
         keys_SGD,
         values_SGD,
-        batch.groups,
+        batch.places.groups,
         scale=head_dim**-0.5,
         window=window,
         softcap=softcap,
@@ -148,8 +159,8 @@ def test_paged_attention_of_a_mixed_step(
         length = chunk.start + len(chunk.tokens)
         slots = [chunk.block_ids[i // BLOCK] * BLOCK + i % BLOCK for i in range(length)]
         rows = slice(last_row + 1 - len(chunk.tokens), last_row + 1)
-        assert batch.slots_T[rows].tolist() == slots[chunk.start :]
-        assert batch.positions_T[rows].tolist() == list(range(chunk.start, length))
+        assert batch.places.slots_T[rows].tolist() == slots[chunk.start :]
+        assert batch.positions[rows] == list(range(chunk.start, length))
         expected = reference(
             q_THD[rows], keys_SGD[slots], values_SGD[slots], chunk.start, window, softcap
         )
@@ -161,11 +172,11 @@ def test_a_cached_token_is_read_where_it_lies_and_stored_where_the_next_will() -
         Chunk(request_id=0, start=7, tokens=[3], block_ids=[5, 2, 6], is_cached=True),
         Chunk(request_id=1, start=7, tokens=[3], block_ids=[5, 2]),
     ]
-    batch = build_batch(chunks, 4)
-    (group,) = batch.groups
+    batch = Batch(chunks, 4)
+    (group,) = batch.places.groups
     assert group.slots_BL.tolist() == [[20, 21, 22, 23, 8, 9, 10, 11]] * 2
     assert group.positions_BQ.tolist() == [[7], [7]]
-    assert batch.slots_T.tolist() == [6 * 4, 2 * 4 + 3]
+    assert batch.places.slots_T.tolist() == [6 * 4, 2 * 4 + 3]
 
 
 def test_decodes_of_very_unequal_length_are_not_padded_to_the_longest() -> None:
@@ -174,5 +185,5 @@ def test_decodes_of_very_unequal_length_are_not_padded_to_the_longest() -> None:
         Chunk(request_id=i, start=n - 1, tokens=[1], block_ids=list(range(-(-n // 16))))
         for i, n in enumerate(lengths)
     ]
-    groups = build_batch(chunks, 16).groups
+    groups = Batch(chunks, 16).places.groups
     assert [g.slots_BL.shape for g in groups] == [(1, 10), (2, 310), (1, 2000)]

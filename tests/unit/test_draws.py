@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from shoal.messages import Chunk, Sampling
-from shoal.worker.batch import build_batch
+from shoal.worker.batch import Batch
 from shoal.worker.draws import Draws
 
 
@@ -21,7 +21,7 @@ def test_scores_are_the_models_own_whatever_a_request_changes_in_its_logits() ->
     banned = Sampling(seed=0, position=1, temperature=0.0, num_logprobs=1, banned_ids=(2,))
     unscored = Sampling(seed=0, position=1, temperature=0.0, logit_bias={0: 9.0})
     chunks = [chunk_of(number, each) for number, each in enumerate((plain, banned, unscored))]
-    draws = Draws(build_batch(chunks, 16))
+    draws = Draws(Batch(chunks, 16))
     draws.draw(logits_NV)
     (tokens, [score]), (other_tokens, [other]), unscored_draw = map(draws.of, chunks)
     assert (tokens, other_tokens, unscored_draw) == ([2], [3], ([0], []))

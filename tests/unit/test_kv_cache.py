@@ -11,7 +11,7 @@ from shoal.compute.attention import paged_attention
 from shoal.compute.kv_types import head_bytes, narrow, widen
 from shoal.messages import Chunk
 from shoal.models.config import decoder_config
-from shoal.worker.batch import build_batch
+from shoal.worker.batch import Batch
 from shoal.worker.kv_cache import KVCache, num_blocks_for, slot_bytes
 
 MODEL = decoder_config(CONFIG)
@@ -67,10 +67,10 @@ def attend(
         Chunk(request_id=i, start=0, tokens=[0] * 12, block_ids=[i, 5 + i, 10 + i])
         for i in range(3)
     ]
-    batch = build_batch(chunks, BLOCK)
+    batch = Batch(chunks, BLOCK)
     cache = KVCache(MODEL, ALL, num_slots=NUM_SLOTS, dtype=dtype)
-    keys, values = cache.write(0, batch.slots_T, k, v)
-    return cache, paged_attention(q, keys, values, batch.groups, scale=0.3)
+    keys, values = cache.write(0, batch.places.slots_T, k, v)
+    return cache, paged_attention(q, keys, values, batch.places.groups, scale=0.3)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.int8])

@@ -23,7 +23,7 @@ from shoal.models.layers import (
     normed,
 )
 from shoal.models.rope import RotaryEmbedding
-from shoal.worker.batch import Batch, build_batch
+from shoal.worker.batch import Batch
 from shoal.worker.kv_cache import KVCache
 from shoal.worker.runner import PagedAttend
 
@@ -32,14 +32,16 @@ kernels = pytest.importorskip("shoal_kernels", reason="csrc was not built: no co
 MODEL = decoder_config(CONFIG)
 LAYER = MODEL.num_layers - 1
 BLOCK = 4
-# A decode, one with guesses, a prompt's first chunk and its later one: 1 + 3 + 9 + 6 rows.
+# Two decodes, one of them of a cached token, one with guesses, a prompt's first chunk and a later
+# one: 1 + 1 + 3 + 9 + 6 rows.
 CHUNKS = [
     Chunk(request_id=0, start=5, tokens=[0], block_ids=[1, 0]),
     Chunk(request_id=1, start=6, tokens=[0, 0, 0], block_ids=[2, 3, 4], num_drafted=2),
     Chunk(request_id=2, start=0, tokens=[0] * 9, block_ids=[5, 7, 6]),
     Chunk(request_id=3, start=8, tokens=[0] * 6, block_ids=[8, 9, 10, 11]),
+    Chunk(request_id=4, start=11, tokens=[0], block_ids=[14, 12, 13, 15], is_cached=True),
 ]
-BATCH = build_batch(CHUNKS, BLOCK)
+BATCH = Batch(CHUNKS, BLOCK)
 # With the first, all layers are one call; with the second, each half is its own.
 RESIDUALS = (Residual(None, None), Residual(lambda y_TE: y_TE, None))
 
@@ -86,12 +88,12 @@ class InParts(PagedAttend):
     """Without the step that halves need."""
 
     def __init__(self, cache: KVCache, batch: Batch) -> None:
-        super().__init__(cache, batch.slots_T, batch.groups)
+        super().__init__(cache, batch)
         self.native_step = None
 
 
 def cache_with_past(rng: torch.Generator, dtype: torch.dtype) -> KVCache:
-    cache = KVCache(MODEL, ALL, num_slots=12 * BLOCK, dtype=dtype)
+    cache = KVCache(MODEL, ALL, num_slots=16 * BLOCK, dtype=dtype)
     slots_S = torch.arange(cache.num_slots)
     past = torch.randn(
         2, cache.num_slots, MODEL.num_kv_heads, MODEL.head_dim, generator=rng
@@ -120,16 +122,14 @@ def test_attention_at_once_is_what_its_parts_make(
         attention(rng.set_state(first), model, each, with_bias=with_bias, with_qk_norm=with_qk_norm)
         for each in RESIDUALS
     )
-    rotation = RotaryEmbedding(model.layers[0].rope, model.head_dim, torch.float32)(
-        BATCH.positions_T
-    )
-    x_TE = torch.randn(len(BATCH.tokens_T), model.hidden_size, generator=rng)
+    rotation = RotaryEmbedding(model.layers[0].rope, model.head_dim, torch.float32)(BATCH.positions)
+    x_TE = torch.randn(len(BATCH.tokens), model.hidden_size, generator=rng)
     state = rng.get_state()
     caches = []
     for _ in range(2):
         rng.set_state(state)
         caches.append(cache_with_past(rng, dtype))
-    at_once = PagedAttend(caches[0], BATCH.slots_T, BATCH.groups)
+    at_once = PagedAttend(caches[0], BATCH)
     assert at_once.native_step is not None
     y_TE = one(x_TE, rotation, at_once)
     assert torch.equal(in_two(x_TE, rotation, at_once), y_TE)
@@ -137,7 +137,7 @@ def test_attention_at_once_is_what_its_parts_make(
     # Norms of heads are torch's in parts, and round otherwise.
     tolerance = 1e-2 if with_qk_norm else 0.0
     assert float((y_TE - expected_TE).norm() / expected_TE.norm()) <= tolerance
-    written = BATCH.slots_T
+    written = BATCH.places.slots_T
     for kept, expected in zip(caches[0].keys, caches[1].keys, strict=True):
         assert with_qk_norm or torch.equal(kept[written], expected[written])
 
@@ -177,15 +177,17 @@ def test_all_layers_at_once_are_what_each_of_them_makes(rng: torch.Generator) ->
     other = replace(MODEL.layers[0].rope, theta=500.0)
     layers = [replace(one, rope=other) if i % 2 else one for i, one in enumerate(MODEL.layers)]
     model = replace(MODEL, layers=tuple(layers))
-    x_TE = torch.randn(len(BATCH.tokens_T), model.hidden_size, generator=rng)
+    x_TE = torch.randn(len(BATCH.tokens), model.hidden_size, generator=rng)
     before_TE = x_TE.clone()
     state = rng.get_state()
     outputs, caches = [], []
     for residual in RESIDUALS:
         caches.append(cache_with_past(rng.set_state(state), torch.float16))
         decoder = Decoder(model, ALL, dtype=torch.float32, layers=layers_of(model, residual))
-        attend = PagedAttend(caches[-1], BATCH.slots_T, BATCH.groups)
-        outputs.append(decoder(x_TE, BATCH.positions_T, attend))
+        attend = PagedAttend(caches[-1], BATCH)
+        outputs.append(decoder(x_TE, BATCH.positions, attend))
+        apart_TE = torch.zeros(len(x_TE), model.hidden_size + 3)[:, 1:-2].copy_(x_TE)
+        assert torch.equal(decoder(apart_TE, BATCH.positions, attend), outputs[-1])
     assert torch.equal(*outputs)
     assert torch.equal(x_TE, before_TE)
     for kept, expected in zip(caches[0].keys, caches[1].keys, strict=True):
@@ -194,17 +196,39 @@ def test_all_layers_at_once_are_what_each_of_them_makes(rng: torch.Generator) ->
 
 def test_caches_of_other_layers_are_refused(rng: torch.Generator) -> None:
     layers = [one for layer in layers_of(MODEL, RESIDUALS[0]) if (one := layer.native_halves)]
-    cos_and_sin = (torch.ones(len(BATCH.tokens_T), 1, MODEL.head_dim),) * 2
-    attend = PagedAttend(cache_with_past(rng, torch.float32), BATCH.slots_T, BATCH.groups)
-    x_TE = torch.zeros(len(BATCH.tokens_T), MODEL.hidden_size)
+    ropes = [(torch.ones(MODEL.head_dim // 2), 1.0)]
+    attend = PagedAttend(cache_with_past(rng, torch.float32), BATCH)
+    x_TE = torch.zeros(len(BATCH.tokens), MODEL.hidden_size)
     assert attend.native_step is not None
     with pytest.raises(ValueError, match="other layers"):
-        NativeLayers(layers[:1], [0])(x_TE, [cos_and_sin], attend.native_step)
+        NativeLayers(layers[:1], ropes, [0])(x_TE, attend.native_step)
 
 
 def test_a_step_of_other_rows_is_refused(rng: torch.Generator) -> None:
     one = attention(rng, MODEL, RESIDUALS[0], with_bias=False, with_qk_norm=False)
     rotary = RotaryEmbedding(MODEL.layers[0].rope, MODEL.head_dim, torch.float32)
-    attend = PagedAttend(cache_with_past(rng, torch.float32), BATCH.slots_T, BATCH.groups)
+    attend = PagedAttend(cache_with_past(rng, torch.float32), BATCH)
     with pytest.raises(ValueError, match="another step"):
-        one(torch.zeros(2, MODEL.hidden_size), rotary(torch.arange(2)), attend)
+        one(torch.zeros(2, MODEL.hidden_size), rotary([0, 1]), attend)
+
+
+@pytest.mark.parametrize(
+    "chunk",
+    [
+        Chunk(request_id=0, start=7, tokens=[0, 0], block_ids=[0, 1]),
+        Chunk(request_id=0, start=7, tokens=[0], block_ids=[0, 1], is_cached=True),
+        Chunk(request_id=0, start=-1, tokens=[0], block_ids=[0]),
+    ],
+    ids=["too few", "none for the next", "before the first"],
+)
+def test_tokens_that_no_block_holds_are_refused(chunk: Chunk) -> None:
+    with pytest.raises(IndexError, match="no block"):
+        Batch([chunk], BLOCK).native_places()
+
+
+def test_a_slot_that_the_cache_has_not_is_refused(rng: torch.Generator) -> None:
+    batch = Batch([Chunk(request_id=0, start=1, tokens=[0], block_ids=[16])], BLOCK)
+    attend = PagedAttend(cache_with_past(rng, torch.float32), batch)
+    decoder = Decoder(MODEL, ALL, dtype=torch.float32, layers=layers_of(MODEL, RESIDUALS[0]))
+    with pytest.raises(IndexError, match="a slot"):
+        decoder(torch.zeros(1, MODEL.hidden_size), batch.positions, attend)

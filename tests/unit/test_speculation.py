@@ -13,7 +13,7 @@ from shoal.compute.threads import set_num_threads
 from shoal.config import EngineConfig
 from shoal.messages import Chunk, Event, Sampling
 from shoal.request import Request
-from shoal.worker.batch import build_batch
+from shoal.worker.batch import Batch
 from shoal.worker.worker import Worker, load_worker
 
 NUM_BLOCKS, BLOCK_SIZE = 64, 16
@@ -111,9 +111,9 @@ def test_chunks_with_as_many_guesses_share_a_group() -> None:
 
     drafts = [(1, 20, 2), (2, 30, 0), (3, 7, 2), (4, 9, 0)]
     prompt = Chunk(request_id=5, start=0, tokens=[1, 2, 3], block_ids=[20])
-    batch = build_batch([prompt, *(chunk(*draft) for draft in drafts)], BLOCK_SIZE)
+    batch = Batch([prompt, *(chunk(*draft) for draft in drafts)], BLOCK_SIZE)
     assert [c.request_id for c in batch.chunks] == [4, 2, 3, 1, 5]
-    assert [(g.start, g.stop) for g in batch.groups] == [(0, 2), (2, 8), (8, 11)]
-    assert batch.groups[1].positions_BQ.tolist() == [[7, 8, 9], [20, 21, 22]]
-    assert batch.positions_T.tolist() == [9, 30, 7, 8, 9, 20, 21, 22, 0, 1, 2]
+    assert [(g.start, g.stop) for g in batch.places.groups] == [(0, 2), (2, 8), (8, 11)]
+    assert batch.places.groups[1].positions_BQ.tolist() == [[7, 8, 9], [20, 21, 22]]
+    assert batch.positions == [9, 30, 7, 8, 9, 20, 21, 22, 0, 1, 2]
     assert batch.last_rows == [0, 1, 4, 7, 10]

@@ -11,6 +11,7 @@ from typing import Literal, Protocol
 import torch
 import torch.nn.functional as F
 
+from shoal.compute import native
 from shoal.compute.affine import GROUP, Affine4, quantize_affine4
 from shoal.compute.native import NativeLinear
 from shoal.compute.quantized import DynamicInt8Linear, Float16Linear, Int4Linear, Int8Linear
@@ -25,9 +26,9 @@ class Linear(Protocol):
 
 
 class Embedding(Protocol):
-    """`tokens [T] -> x [T, E]`."""
+    """`T tokens -> x [T, E]`. Raises IndexError for a token that the table has not."""
 
-    def __call__(self, tokens_T: torch.Tensor) -> torch.Tensor: ...
+    def __call__(self, tokens: list[int]) -> torch.Tensor: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,8 +95,12 @@ class TableEmbedding:
     def __init__(self, table_VE: torch.Tensor, dtype: torch.dtype) -> None:
         self.table_VE = table_VE
         self.dtype = dtype
+        self._is_native = dtype == torch.float32 and native.can_look_up(table_VE)
 
-    def __call__(self, tokens_T: torch.Tensor) -> torch.Tensor:
+    def __call__(self, tokens: list[int]) -> torch.Tensor:
+        if self._is_native:
+            return native.look_up(self.table_VE, tokens)
+        tokens_T = torch.tensor(tokens, device=self.table_VE.device)
         return F.embedding(tokens_T, self.table_VE).to(self.dtype)
 
 

@@ -32,6 +32,7 @@ Activation = Literal["silu", "gelu", "gelu_tanh"]
 _ACTIVATIONS: tuple[Activation, ...] = ("silu", "gelu", "gelu_tanh")
 # Vectors of 8 floats.
 _LANES = 8
+_TABLE_TYPES = (torch.float16, torch.bfloat16)
 _CACHE_TYPES = (torch.float32, torch.float16, torch.int8)
 # Of this process's weights.
 _slabs = Slabs()
@@ -103,6 +104,46 @@ class GatedLinear:
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         linear, width = self.linear, 2 * self.linear.num_columns
         return linear.product(linear.matrix.multiply_gated, x, width, self.activation)
+
+
+def look_up(table_VE: torch.Tensor, tokens: list[int]) -> torch.Tensor:
+    """The tokens' rows in float32, [T, E]. Raises IndexError for a token beyond the table."""
+    x_TE = torch.empty(len(tokens), table_VE.shape[1])
+    kernels.look_up(
+        _TABLE_TYPES.index(table_VE.dtype),
+        table_VE.data_ptr(),
+        *table_VE.shape,
+        tokens,
+        x_TE.data_ptr(),
+    )
+    return x_TE
+
+
+def can_look_up(table_VE: torch.Tensor) -> bool:
+    is_here = kernels is not None and table_VE.device.type == "cpu"
+    return is_here and table_VE.dtype in _TABLE_TYPES and table_VE.is_contiguous()
+
+
+def find_turns(
+    positions: list[int], frequencies_F: torch.Tensor, scaling: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """cos and sin [T, 1, D] for `rotate`."""
+    head_dim = 2 * frequencies_F.shape[0]
+    cos_T1D, sin_T1D = torch.empty(2, len(positions), 1, head_dim).unbind()
+    kernels.find_turns(
+        frequencies_F.data_ptr(),
+        head_dim,
+        scaling,
+        positions,
+        cos_T1D.data_ptr(),
+        sin_T1D.data_ptr(),
+    )
+    return cos_T1D, sin_T1D
+
+
+def can_find_turns(frequencies_F: torch.Tensor, dtype: torch.dtype) -> bool:
+    is_here = kernels is not None and frequencies_F.device.type == "cpu"
+    return is_here and dtype == torch.float32
 
 
 def rotate(x_TJD: torch.Tensor, cos_T1D: torch.Tensor, sin_T1D: torch.Tensor) -> None:

@@ -13,11 +13,10 @@ from typing import TYPE_CHECKING
 import torch
 
 from shoal.compute import native
-from shoal.compute.attention import Group
 from shoal.compute.native import GatedLinear, NativeLinear, NormedLinear, kernels
 
 if TYPE_CHECKING:
-    from shoal_kernels import Cache
+    from shoal_kernels import Cache, Step
 
 
 class NativeStep:
@@ -27,21 +26,11 @@ class NativeStep:
         self,
         caches: Sequence[Cache],
         first_layer: int,
-        slots_T: torch.Tensor,
-        groups: Sequence[Group],
+        step: Step,
     ) -> None:
         self.caches = caches
+        self.step = step
         self._first_layer = first_layer
-        self.step = kernels.Step(slots_T.data_ptr(), slots_T.shape[0])
-        self._held = (slots_T, groups)
-        for group in groups:
-            self.step.add_group(
-                group.start,
-                *group.positions_BQ.shape,
-                group.slots_BL.data_ptr(),
-                group.slots_BL.stride(0),
-                group.positions_BQ.data_ptr(),
-            )
 
     def cache(self, layer: int) -> Cache:
         """Of a layer, counted from the model's first."""
@@ -128,22 +117,21 @@ class NativeLayers:
     """All layers of a shard, if nothing but addition lies between their halves."""
 
     def __init__(
-        self, halves: Sequence[tuple[NativeAttention, NativeMLP]], rotations: Sequence[int]
-    ) -> None:
-        """`rotations` says for each layer which of a step's rotations its heads are turned by."""
-        self._held = halves
-        self._layers = kernels.Layers()
-        for (attention, mlp), rotation in zip(halves, rotations, strict=True):
-            self._layers.add(attention.half, mlp.half, rotation)
-
-    def __call__(
         self,
-        x_TE: torch.Tensor,
-        cos_and_sin: Sequence[tuple[torch.Tensor, torch.Tensor]],
-        step: NativeStep,
-    ) -> torch.Tensor:
-        """cos and sin are [T, 1, D]."""
-        y_TE = x_TE.clone(memory_format=torch.contiguous_format)
-        rotations = [(cos_T1D.data_ptr(), sin_T1D.data_ptr()) for cos_T1D, sin_T1D in cos_and_sin]
-        self._layers.run(y_TE.data_ptr(), y_TE.shape[0], rotations, step.caches, step.step)
+        halves: Sequence[tuple[NativeAttention, NativeMLP]],
+        ropes: Sequence[tuple[torch.Tensor, float]],
+        rope_of_layer: Sequence[int],
+    ) -> None:
+        """`ropes`: frequencies [D // 2], float32, and the factor on cos and sin."""
+        self._held = (halves, ropes)
+        self._layers = kernels.Layers()
+        for frequencies_F, scaling in ropes:
+            self._layers.add_rope(frequencies_F.data_ptr(), 2 * len(frequencies_F), scaling)
+        for (attention, mlp), rope in zip(halves, rope_of_layer, strict=True):
+            self._layers.add(attention.half, mlp.half, rope)
+
+    def __call__(self, x_TE: torch.Tensor, step: NativeStep) -> torch.Tensor:
+        """Raises ValueError if the step has another number of rows, or caches of other layers."""
+        y_TE = torch.empty(x_TE.shape)
+        self._layers.run(*native.at(x_TE), y_TE.data_ptr(), step.caches, step.step)
         return y_TE

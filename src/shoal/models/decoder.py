@@ -47,21 +47,19 @@ class Decoder:
         kinds = list(dict.fromkeys(ropes))
         self._rope_of_layer = [kinds.index(rope) for rope in ropes]
         self._rotary = [RotaryEmbedding(rope, config.head_dim, dtype) for rope in kinds]
-        self._native = _as_native(layers, self._rope_of_layer)
+        self._native = _as_native(layers, self._rope_of_layer, self._rotary)
 
-    def embed(self, tokens_T: torch.Tensor) -> torch.Tensor:
-        """Token ids [T] to the first layer's input [T, E]."""
-        x_TE = _held(self.embedding, "embedding", self.shard)(tokens_T)
+    def embed(self, tokens: list[int]) -> torch.Tensor:
+        """Token ids to the first layer's input [T, E]."""
+        x_TE = _held(self.embedding, "embedding", self.shard)(tokens)
         return x_TE if self._embedding_scale == 1.0 else x_TE * self._embedding_scale
 
-    def __call__(
-        self, x_TE: torch.Tensor, positions_T: torch.Tensor, attend: Attend
-    ) -> torch.Tensor:
-        """Run this shard's layers over the step's tokens [T, E] at `positions_T`."""
-        rotations = [rotary(positions_T) for rotary in self._rotary]
+    def __call__(self, x_TE: torch.Tensor, positions: list[int], attend: Attend) -> torch.Tensor:
+        """Run this shard's layers over the step's tokens [T, E] at `positions`."""
         step = attend.native_step
         if self._native is not None and step is not None and native.is_plain(x_TE):
-            return self._native(x_TE, [(r.cos_T1D, r.sin_T1D) for r in rotations], step)
+            return self._native(x_TE, step)
+        rotations = [rotary(positions) for rotary in self._rotary]
         for layer, rope in zip(self.layers, self._rope_of_layer, strict=True):
             x_TE = layer(x_TE, rotations[rope], attend)
         return x_TE
@@ -83,9 +81,14 @@ class Decoder:
         return logits_NV if softcap is None else torch.tanh(logits_NV / softcap) * softcap
 
 
-def _as_native(layers: Sequence[DecoderLayer], rotations: Sequence[int]) -> NativeLayers | None:
+def _as_native(
+    layers: Sequence[DecoderLayer], rope_of_layer: Sequence[int], rotary: Sequence[RotaryEmbedding]
+) -> NativeLayers | None:
     halves = [halves for layer in layers if (halves := layer.native_halves) is not None]
-    return NativeLayers(halves, rotations) if halves and len(halves) == len(layers) else None
+    if not halves or len(halves) != len(layers):
+        return None
+    ropes = [(each.inv_freq_F, each.scaling) for each in rotary]
+    return NativeLayers(halves, ropes, rope_of_layer)
 
 
 def _held(part: Part | None, name: str, shard: Shard) -> Part:

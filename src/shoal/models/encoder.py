@@ -78,10 +78,10 @@ class Encoder:
         self._embedding_norm = embedding_norm
         self._layers = layers
 
-    def __call__(self, tokens_T: torch.Tensor, lengths: Sequence[int]) -> torch.Tensor:
-        """Hidden states [T, E] of sequences that lie one after the other in `tokens_T`."""
+    def __call__(self, tokens: list[int], lengths: Sequence[int]) -> torch.Tensor:
+        """Hidden states [T, E] of sequences that lie one after the other in `tokens`."""
         positions_TE = torch.cat([self._positions_PE[:length] for length in lengths])
-        x_TE = self._embedding_norm(self._embedding(tokens_T) + positions_TE)
+        x_TE = self._embedding_norm(self._embedding(tokens) + positions_TE)
         for layer in self._layers:
             x_TE = layer(x_TE, lengths)
         return x_TE

@@ -46,16 +46,19 @@ class Rotation:
 
 class RotaryEmbedding:
     def __init__(self, rope: Rope, head_dim: int, dtype: torch.dtype) -> None:
-        inv_freq_F, self._scaling = inverse_frequencies(rope, head_dim)
+        self.inv_freq_F, self.scaling = inverse_frequencies(rope, head_dim)
         # cos is even and sin is odd: negative frequencies negate the first half of sin only.
-        self._signed_freq_D = torch.cat((-inv_freq_F, inv_freq_F))
+        self._signed_freq_D = torch.cat((-self.inv_freq_F, self.inv_freq_F))
         self._dtype = dtype
 
-    def __call__(self, positions_T: torch.Tensor) -> Rotation:
+    def __call__(self, positions: list[int]) -> Rotation:
+        if native.can_find_turns(self.inv_freq_F, self._dtype):
+            return Rotation(*native.find_turns(positions, self.inv_freq_F, self.scaling))
+        positions_T = torch.tensor(positions, device=self.inv_freq_F.device)
         angles_T1D = positions_T.float().view(-1, 1, 1) * self._signed_freq_D
         cos_T1D, sin_T1D = angles_T1D.cos(), angles_T1D.sin()
-        if self._scaling != 1.0:
-            cos_T1D, sin_T1D = cos_T1D * self._scaling, sin_T1D * self._scaling
+        if self.scaling != 1.0:
+            cos_T1D, sin_T1D = cos_T1D * self.scaling, sin_T1D * self.scaling
         return Rotation(cos_T1D.to(self._dtype), sin_T1D.to(self._dtype))
 
 

@@ -25,11 +25,13 @@ class SlicedEmbedding:
         self._vocab = vocab
         self._communicator = communicator
 
-    def __call__(self, tokens_T: torch.Tensor) -> torch.Tensor:
-        local_T = tokens_T - self._vocab.start
-        is_other_T = (local_T < 0) | (local_T >= len(self._vocab))
-        x_TE = self._rows(local_T.masked_fill(is_other_T, 0))
-        x_TE = x_TE.masked_fill(is_other_T.unsqueeze(1), 0)
+    def __call__(self, tokens: list[int]) -> torch.Tensor:
+        start, stop = self._vocab.start, self._vocab.stop
+        is_own = [start <= token < stop for token in tokens]
+        x_TE = self._rows(
+            [token - start if own else 0 for token, own in zip(tokens, is_own, strict=True)]
+        )
+        x_TE[~torch.tensor(is_own, device=x_TE.device)] = 0
         return self._communicator.all_reduce(x_TE)
 
 

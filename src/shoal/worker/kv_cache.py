@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import psutil
 import torch
 
 from shoal.compute import native
-from shoal.compute.attention import Group
 from shoal.compute.kv_types import head_bytes, held_width, narrow
 from shoal.compute.native_layer import NativeStep
 from shoal.compute.zeroed_memory import take, zeroed
 from shoal.errors import OutOfMemory
 from shoal.models.config import DecoderConfig
 from shoal.parallel.partition import Shard
+from shoal.worker.batch import Batch
 from shoal.worker.cache_memory import CacheMemory
 from shoal.worker.node_memory import usable_memory_bytes
 
@@ -56,11 +54,11 @@ class KVCache:
             else None
         )
 
-    def native_step(self, slots_T: torch.Tensor, groups: Sequence[Group]) -> NativeStep | None:
+    def native_step(self, batch: Batch) -> NativeStep | None:
         """For kernels that do half a layer at once; None if they do not know such caches."""
         if self._native is None:
             return None
-        return NativeStep(self._native, self.first_layer, slots_T, groups)
+        return NativeStep(self._native, self.first_layer, batch.native_places())
 
     def take_memory(self) -> None:
         """At the start: so that a lack of it shows there and use stays flat. Raises OutOfMemory.

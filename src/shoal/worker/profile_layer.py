@@ -12,7 +12,6 @@ from typing import NamedTuple
 
 import torch
 
-from shoal.compute.attention import Group
 from shoal.compute.kernels import choose_kv_dtype, choose_scheme
 from shoal.compute.linear import Linear, Scheme, make_linear
 from shoal.config import Quantize
@@ -22,7 +21,7 @@ from shoal.models.layers import Attention, DecoderLayer, GatedMLP, Residual, RMS
 from shoal.models.rope import RotaryEmbedding
 from shoal.models.rope_config import DefaultRope
 from shoal.parallel.partition import whole_shard
-from shoal.worker.batch import build_batch
+from shoal.worker.batch import Batch
 from shoal.worker.kv_cache import KVCache, slot_bytes
 from shoal.worker.runner import PagedAttend
 from shoal.worker.stopwatch import Call, Timing, time_in_turn
@@ -161,19 +160,16 @@ def _calls(
     ]
     num_slots = num_rows * num_blocks * _BLOCK_SIZE
     # What a step needs once, it does not need per layer.
-    batch = build_batch(chunks, _BLOCK_SIZE)
-    groups = [
-        Group(group.start, group.stop, group.slots_BL.to(device), group.positions_BQ.to(device))
-        for group in batch.groups
-    ]
+    batch = Batch(chunks, _BLOCK_SIZE)
+    batch.places = batch.places.to(device)
     with torch.device(device):
         cache = KVCache(config, whole_shard(config.dims), num_slots=num_slots, dtype=types.cache)
         cache.take_memory()
         layers = [_layer(config, layer, make, types.activations) for layer in range(_NUM_LAYERS)]
         rotary = RotaryEmbedding(config.layers[0].rope, config.head_dim, types.activations)
         x_TE = torch.randn(num_rows, config.hidden_size, dtype=types.activations)
-    attend = PagedAttend(cache, batch.slots_T.to(device), groups)
-    rotation = rotary(batch.positions_T.to(device))
+    attend = PagedAttend(cache, batch)
+    rotation = rotary(batch.positions)
     return [partial(layer, x_TE, rotation, attend) for layer in layers]
 
 

@@ -6,13 +6,14 @@ N rows of interest, V vocabulary, E hidden width; the other letters are those of
 from __future__ import annotations
 
 import torch
+from msgspec import structs
 
-from shoal.compute.attention import Group, paged_attention
+from shoal.compute.attention import paged_attention
 from shoal.compute.sampler import token_logprobs
 from shoal.messages import Chunk, ChunkResult, TokenLogprobs
 from shoal.models.decoder import Decoder
 from shoal.models.encoder import Encoder
-from shoal.worker.batch import Batch, build_batch
+from shoal.worker.batch import Batch
 from shoal.worker.draws import Draws
 from shoal.worker.kv_cache import KVCache
 
@@ -23,11 +24,10 @@ _SCORED_ROWS = 64
 class PagedAttend:
     """What the model calls in each layer: store this step's keys and values, then attend."""
 
-    def __init__(self, cache: KVCache, slots_T: torch.Tensor, groups: list[Group]) -> None:
+    def __init__(self, cache: KVCache, batch: Batch) -> None:
         self._cache = cache
-        self._slots_T = slots_T
-        self._groups = groups
-        self.native_step = cache.native_step(slots_T, groups)
+        self._batch = batch
+        self.native_step = cache.native_step(batch)
 
     def __call__(
         self,
@@ -40,9 +40,10 @@ class PagedAttend:
         window: int | None,
         softcap: float | None,
     ) -> torch.Tensor:
-        keys, values = self._cache.write(layer, self._slots_T, k_TGD, v_TGD)
+        places = self._batch.places
+        keys, values = self._cache.write(layer, places.slots_T, k_TGD, v_TGD)
         return paged_attention(
-            q_THD, keys, values, self._groups, scale=scale, window=window, softcap=softcap
+            q_THD, keys, values, places.groups, scale=scale, window=window, softcap=softcap
         )
 
 
@@ -56,14 +57,13 @@ class DecoderRunner:
 
     def run(self, chunks: list[Chunk]) -> list[ChunkResult]:
         """A whole model's step: embed, all layers, sample."""
-        batch = build_batch(chunks, self._block_size)
-        x_TE = self.forward(batch, self._decoder.embed(batch.tokens_T))
+        batch = Batch(chunks, self._block_size)
+        x_TE = self.forward(batch, self._decoder.embed(batch.tokens))
         return self.finish(batch, x_TE)
 
     def forward(self, batch: Batch, x_TE: torch.Tensor) -> torch.Tensor:
         """This shard's layers."""
-        attend = PagedAttend(self._cache, batch.slots_T, batch.groups)
-        return self._decoder(x_TE, batch.positions_T, attend)
+        return self._decoder(x_TE, batch.positions, PagedAttend(self._cache, batch))
 
     def finish(self, batch: Batch, x_TE: torch.Tensor) -> list[ChunkResult]:
         """What the last stage makes of its output: tokens, log-probabilities, sums.
@@ -71,19 +71,21 @@ class DecoderRunner:
         Of a stage's tensor ranks only rank 0 sees the logits; the others' results lack them.
         """
         draws = Draws(batch)
-        if draws.rows and (logits_NV := self._logits(x_TE[draws.rows])) is not None:
+        if draws.rows and (logits_NV := self._logits(_some_rows(x_TE, draws.rows))) is not None:
             draws.draw(logits_NV)
         return [
-            self._result(chunk, x_TE[last_row + 1 - len(chunk.tokens) : last_row + 1], draws)
+            self._result(chunk, x_TE, last_row, draws)
             for chunk, last_row in zip(batch.chunks, batch.last_rows, strict=True)
         ]
 
-    def _result(self, chunk: Chunk, x_CE: torch.Tensor, draws: Draws) -> ChunkResult:
+    def _result(self, chunk: Chunk, x_TE: torch.Tensor, last_row: int, draws: Draws) -> ChunkResult:
         token_ids, logprobs = draws.of(chunk)
-        return ChunkResult(
-            request_id=chunk.request_id,
-            token_ids=token_ids,
-            logprobs=logprobs,
+        result = ChunkResult(request_id=chunk.request_id, token_ids=token_ids, logprobs=logprobs)
+        if not chunk.score_targets and not chunk.pooling:
+            return result
+        x_CE = x_TE[last_row + 1 - len(chunk.tokens) : last_row + 1]
+        return structs.replace(
+            result,
             prompt_logprobs=self._score(chunk, x_CE) if chunk.score_targets else [],
             pooled=_sum_bytes(self._decoder.norm(x_CE)) if chunk.pooling else b"",
         )
@@ -110,13 +112,21 @@ class EncoderRunner:
         self._encoder = encoder
 
     def run(self, chunks: list[Chunk]) -> list[ChunkResult]:
-        tokens = torch.tensor([token for chunk in chunks for token in chunk.tokens])
+        tokens = [token for chunk in chunks for token in chunk.tokens]
         lengths = [len(chunk.tokens) for chunk in chunks]
         x_TE = self._encoder(tokens, lengths)
         return [
             ChunkResult(request_id=chunk.request_id, pooled=_sum_bytes(x_CE))
             for chunk, x_CE in zip(chunks, torch.split(x_TE, lengths), strict=True)
         ]
+
+
+def _some_rows(x_TE: torch.Tensor, rows: list[int]) -> torch.Tensor:
+    """A view where they follow one another, as those of decodes do: to pick them is a copy."""
+    if len(rows) == len(x_TE):
+        return x_TE
+    first, stop = rows[0], rows[-1] + 1
+    return x_TE[first:stop] if stop - first == len(rows) else x_TE[rows]
 
 
 def _sum_bytes(x_CE: torch.Tensor) -> bytes:

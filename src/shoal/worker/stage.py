@@ -10,7 +10,7 @@ from shoal.messages import Plan, StepResult
 from shoal.models.decoder import Decoder
 from shoal.parallel.communicator import Communicator
 from shoal.parallel.control import Usage
-from shoal.worker.batch import build_batch
+from shoal.worker.batch import Batch
 from shoal.worker.hidden_states import Inlet, Outlet
 from shoal.worker.kv_cache import KVCache
 from shoal.worker.runner import DecoderRunner
@@ -70,9 +70,9 @@ class Stage:
         )
 
     def _compute(self, plan: Plan) -> StepResult | None:
-        batch = build_batch(plan.chunks, self._block_size)
+        batch = Batch(plan.chunks, self._block_size)
         if self._inlet is None:
-            x_TE = self._decoder.embed(batch.tokens_T)
+            x_TE = self._decoder.embed(batch.tokens)
         else:
             x_TE = self._receive(self._inlet, plan)
         x_TE = self._runner.forward(batch, x_TE)
