@@ -20,6 +20,7 @@ HEARTBEAT_S = 0.2
 DEAD_AFTER_S = 1.25
 LEAST_DEAD_AFTER_S = 0.5
 
+_GUESSES_OF_A_MODEL = 4
 _UNIT_BYTES = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}
 _BINARY_UNIT_BYTES = {"k": 2**10, "m": 2**20, "g": 2**30, "t": 2**40}
 
@@ -65,6 +66,7 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
 
     Of each request up to `speculate` tokens are guessed in a step, to be drawn all at once: the
     answers are the same, and there are fewer steps where a text repeats itself. 0 guesses none.
+    A `draft_model` with the same tokens guesses better, as long as that saves time.
     """
 
     model: str
@@ -80,6 +82,7 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     max_waiting: int = 4096
     prefix_caching: bool = True
     speculate: int = 0
+    draft_model: str | None = None
     num_threads: int | None = None
     stall_s: float = 30.0
     dead_after_s: float = DEAD_AFTER_S
@@ -87,6 +90,11 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     spares: int = 0
     hold_s: float = 0.0
     split: Split = msgspec.field(default_factory=Split)
+
+    @property
+    def most_guesses(self) -> int:
+        """For a request in a step."""
+        return self.speculate or (_GUESSES_OF_A_MODEL if self.draft_model else 0)
 
     def __post_init__(self) -> None:
         for name in ("block_size", "max_step_tokens", "max_running", "max_waiting", "stall_s"):

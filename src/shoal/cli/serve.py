@@ -132,6 +132,15 @@ SpeculateOption = Annotated[
         rich_help_panel=SCHEDULING_PANEL,
     ),
 ]
+DraftModelOption = Annotated[
+    str | None,
+    typer.Option(
+        metavar="MODEL",
+        help="A smaller model with the same tokens that guesses instead, where that saves time; "
+        "up to 4 tokens, or what --speculate says.",
+        rich_help_panel=SCHEDULING_PANEL,
+    ),
+]
 StallAfterOption = Annotated[
     float,
     typer.Option(
@@ -159,6 +168,7 @@ def serve(
     max_step_tokens: MaxStepTokensOption = 512,
     no_prefix_cache: NoPrefixCacheOption = False,
     speculate: SpeculateOption = 0,
+    draft_model: DraftModelOption = None,
     stall_after: StallAfterOption = 30.0,
     pipeline: PipelineOption = 1,
     tensor: TensorOption = 1,
@@ -195,6 +205,7 @@ def serve(
             max_waiting=max_waiting,
             prefix_caching=not no_prefix_cache,
             speculate=speculate,
+            draft_model=draft_model,
             num_threads=threads,
             stall_s=stall_after,
             split=make_split(pipeline, tensor, replicas, layers, shares, route, wire, transport),

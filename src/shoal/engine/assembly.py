@@ -5,14 +5,18 @@ from __future__ import annotations
 import os
 import time
 
+from shoal.compute.threads import set_num_threads
 from shoal.config import EngineConfig
 from shoal.engine.api import ModelInfo
 from shoal.engine.engine import Engine
 from shoal.engine.executor import Capacity, Executor
 from shoal.engine.serving import ServingEngine
+from shoal.schedule.drafting import Offered
+from shoal.schedule.lookup import PromptLookup
 from shoal.schedule.scheduler import Scheduler
 from shoal.weights.source import ModelFiles
 from shoal.weights.tokenizer import Tokenizer
+from shoal.worker.draft_model import load_draft_model
 
 
 def assemble(
@@ -36,9 +40,13 @@ def assemble(
         max_waiting=config.max_waiting,
         prefix_caching=config.prefix_caching and info.can_generate,
         max_in_flight=capacity.max_in_flight,
-        max_drafted=config.speculate,
+        max_drafted=config.most_guesses,
+        drafter=Offered if config.draft_model else PromptLookup,
         epoch=capacity.epoch,
     )
+    if config.draft_model is not None:
+        # A head whose workers are elsewhere has left these threads alone so far.
+        set_num_threads(config.num_threads or len(usable_cores()))
     engine = Engine(
         scheduler,
         executor,
@@ -48,6 +56,7 @@ def assemble(
         recovery_timeout_s=config.recovery_timeout_s,
         replica=replica,
         epoch=capacity.epoch,
+        draft_model=load_draft_model(config, tokenizer),
     )
     return ServingEngine(engine)
 

@@ -18,9 +18,10 @@ from shoal.engine.api import EngineStats, Health, ModelInfo
 from shoal.engine.chronicle import Chronicle
 from shoal.engine.detokenizer import Detokenizer
 from shoal.engine.executor import Capacity, Executor
+from shoal.engine.foresight import Foresight
 from shoal.engine.job import Deliver, Job, Sample, unit_mean
 from shoal.engine.open_jobs import OpenJobs, both_held
-from shoal.engine.recovery import Recovery
+from shoal.engine.recovery import Recovery, no_workers
 from shoal.engine.vital_signs import vital_signs
 from shoal.errors import EngineStopped, InternalError, PeerLost
 from shoal.messages import Event, StepResult
@@ -28,10 +29,9 @@ from shoal.request import Request, SamplingParams
 from shoal.schedule.caution import Caution
 from shoal.schedule.scheduler import Scheduler
 from shoal.weights.tokenizer import Tokenizer
+from shoal.worker.draft_model import DraftModel
 
 log = logging.getLogger(__name__)
-
-_RETRY_AFTER_S = 5.0
 
 
 class Engine:
@@ -52,12 +52,14 @@ class Engine:
         recovery_timeout_s: float = 60.0,
         replica: str = "r0",
         epoch: int = 0,
+        draft_model: DraftModel | None = None,
     ) -> None:
         """`epoch` is the one that executor and scheduler are in."""
         self.info = info
         self.tokenizer = tokenizer
         self._scheduler = scheduler
         self._executor = executor
+        self._foresight = Foresight(draft_model, scheduler)
         self._stall_s = stall_s
         self._lock = threading.Lock()
         self._work_came = threading.Condition(self._lock)
@@ -234,6 +236,7 @@ class Engine:
         computed_s = time.perf_counter()
         with self._lock:
             self._num_in_flight -= 1
+            self._foresight.finished(result, computed_s - planned_s)
             self._publish(result)
             self._num_steps += 1
         done_s = time.perf_counter()
@@ -242,6 +245,8 @@ class Engine:
 
     def _submit_plans(self) -> None:
         executor = self._executor
+        if not self._num_in_flight:
+            self._foresight.look_ahead(self._lock)
         while not executor.wants_restart and self._num_in_flight < executor.max_in_flight:
             with self._lock:
                 plan = self._scheduler.plan(time.monotonic())
@@ -313,7 +318,7 @@ class Engine:
         if self._stopped is not None:
             raise EngineStopped(self._stopped)
         if self._refusal is not None:
-            raise _unavailable(self._refusal)
+            raise no_workers(self._refusal)
 
     def _note_work(self) -> None:
         if not self._jobs:  # idle until now: that was no lack of progress
@@ -347,10 +352,7 @@ class Engine:
         if self._stopped is not None:
             raise EngineStopped(self._stopped)
         recovery = self._chronicle.begin(
-            cause,
-            noticed_by,
-            num_requests=len(self._jobs),
-            meanwhile=self._while_recovering,
+            cause, noticed_by, num_requests=len(self._jobs), meanwhile=self._while_recovering
         )
         with self._lock:
             self._num_in_flight = 0
@@ -389,12 +391,8 @@ class Engine:
         self._chronicle.end("given up")
         with self._lock:
             self._refusal = f"{reason}; they are still looked for: try again later"
-            self._jobs.fail(self._jobs, _unavailable(self._refusal))
+            self._jobs.fail(self._jobs, no_workers(self._refusal))
 
     def _wake(self) -> None:
         with self._lock:
             self._work_came.notify()
-
-
-def _unavailable(reason: str) -> EngineStopped:
-    return EngineStopped(reason, retry_after_s=_RETRY_AFTER_S, code="no_workers")

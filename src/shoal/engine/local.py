@@ -10,6 +10,7 @@ from shoal.engine.serving import ServingEngine
 from shoal.weights.cache import Progress, silent
 from shoal.weights.source import resolve
 from shoal.weights.tokenizer import load_tokenizer
+from shoal.worker.draft_model import check_draft_model
 from shoal.worker.worker import load_worker
 
 
@@ -21,6 +22,7 @@ def start_engine(config: EngineConfig, *, report: Progress = silent) -> ServingE
     set_num_threads(config.num_threads or len(usable_cores()))
     files = resolve(config.model, report=report)
     tokenizer = load_tokenizer(files, report=report)
+    check_draft_model(config, tokenizer)
     worker = load_worker(files, config)
     info = model_info(
         config,

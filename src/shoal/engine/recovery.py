@@ -7,12 +7,13 @@ from collections.abc import Callable
 from typing import Literal
 
 from shoal.engine.api import Incident
-from shoal.errors import ShoalError
+from shoal.errors import EngineStopped, ShoalError
 
 Phase = Literal["start", "load", "form", "recompute"]
 
 # Workers may be lacking for days, and somebody tries again every second.
 _MOST_TOLD = 100
+_RETRY_AFTER_S = 5.0
 
 
 class Recovery:
@@ -104,6 +105,10 @@ class Recovery:
             spent_s = now_s - self._phase_began_s
             self._phases[self._phase] = self._phases.get(self._phase, 0.0) + spent_s
         self._phase_began_s = now_s
+
+
+def no_workers(reason: str) -> EngineStopped:
+    return EngineStopped(reason, retry_after_s=_RETRY_AFTER_S, code="no_workers")
 
 
 def _tell(story: list[str], what: str) -> None:

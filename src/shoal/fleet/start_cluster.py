@@ -29,6 +29,7 @@ from shoal.weights.cache import Progress, cache_root, silent
 from shoal.weights.provider import WeightsProvider
 from shoal.weights.source import ModelFiles, resolve
 from shoal.weights.tokenizer import load_tokenizer
+from shoal.worker.draft_model import check_draft_model
 
 if TYPE_CHECKING:
     from shoal.fleet.launch_ray import NodeView, RayLauncher
@@ -60,6 +61,7 @@ def start_cluster_fleet(
     _check_transport(config, security)
     files = resolve(config.model, report=report)
     tokenizer = load_tokenizer(files, report=report)
+    check_draft_model(config, tokenizer)
     use_ray(folder)
     # Only now: Ray reads its settings when it is imported, and is not needed on one machine.
     from shoal.fleet.launch_ray import NodeView, RayLauncher  # noqa: PLC0415

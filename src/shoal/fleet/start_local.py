@@ -27,6 +27,7 @@ from shoal.parallel.endpoint import LocalOnly, listen
 from shoal.weights.cache import Progress, silent
 from shoal.weights.source import ModelFiles, open_source, resolve
 from shoal.weights.tokenizer import load_tokenizer
+from shoal.worker.draft_model import check_draft_model
 from shoal.worker.profile import profile_node
 
 _SOCKET = "head.sock"
@@ -46,6 +47,7 @@ def start_local_fleet(
     files = resolve(config.model, report=report)
     model = decoder_of(files)
     tokenizer = load_tokenizer(files, report=report)
+    check_draft_model(config, tokenizer)
     cores = usable_cores()[: config.num_threads]
     node = Node(
         name=LOCAL_NODE,

@@ -17,7 +17,7 @@ def make_chunk(sequence: Sequence, num_tokens: int, block_size: int) -> Chunk:
         start=start,
         tokens=sequence.tokens[start:end],
         block_ids=sequence.block_ids[: -(-(end + is_cached) // block_size)],
-        sampling=_sampling(sequence) if reaches_end and sequence.generates else None,
+        sampling=sampling_of(sequence) if reaches_end and sequence.generates else None,
         score_targets=_score_targets(sequence, start, end),
         num_prompt_logprobs=sequence.request.params.prompt_logprobs or 0,
         pooling=sequence.request.pooling,
@@ -25,7 +25,8 @@ def make_chunk(sequence: Sequence, num_tokens: int, block_size: int) -> Chunk:
     )
 
 
-def _sampling(sequence: Sequence) -> Sampling:
+def sampling_of(sequence: Sequence) -> Sampling:
+    """How its next token is drawn."""
     request = sequence.request
     params = request.params
     return Sampling(

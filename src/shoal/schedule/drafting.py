@@ -18,6 +18,20 @@ class Drafter(Protocol):
 
 
 @dataclass(slots=True)
+class Offered:
+    """Guesses that somebody made beforehand: good until the sequence has another token."""
+
+    _num_tokens: int = 0
+    _guesses: list[int] = field(default_factory=list)
+
+    def offer(self, num_tokens: int, guesses: list[int]) -> None:
+        self._num_tokens, self._guesses = num_tokens, guesses
+
+    def propose(self, tokens: list[int], at_most: int) -> list[int]:
+        return self._guesses[:at_most] if len(tokens) == self._num_tokens else []
+
+
+@dataclass(slots=True)
 class Drafting:
     """One sequence's drafts, of at most `most` tokens.
 
@@ -33,6 +47,11 @@ class Drafting:
 
     def __post_init__(self) -> None:
         self.length = min(_FIRST_LENGTH, self.most)
+
+    @property
+    def num_wanted(self) -> int:
+        """Guesses for the next step."""
+        return 0 if self._rest > 0 else self.length
 
     def propose(self, tokens: list[int], at_most: int) -> list[int]:
         """For one step, at most so many."""

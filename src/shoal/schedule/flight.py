@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from shoal.messages import Chunk
+from shoal.schedule.limits import Limits
 from shoal.schedule.sequence import Sequence, State
 
 
@@ -39,3 +40,22 @@ def check_flights(flights: Iterable[Flight]) -> None:
     for sequence, _ in parts:
         assert next_start[id(sequence)] == sequence.num_planned
         assert num_plans[id(sequence)] == sequence.num_in_flight
+
+
+def check_sequences(
+    running: list[Sequence], waiting: list[Sequence], flights: list[Flight], limits: Limits
+) -> list[Sequence]:
+    """Assert what must hold for all open sequences; returns those that have ended in a flight."""
+    flying = [sequence for flight in flights for sequence, _ in flight.parts]
+    ended = {id(sequence): sequence for sequence in flying if sequence.state is State.ENDED}
+    assert all(sequence.state is State.RUNNING for sequence in running)
+    assert all(sequence.state is State.WAITING for sequence in waiting)
+    assert running == sorted(running), "running is out of order"
+    assert len(running) <= limits.max_running
+    assert len(flights) <= limits.max_in_flight
+    check_flights(flights)
+    in_flight = {id(sequence) for sequence in running if sequence.in_flight}
+    assert in_flight == {id(sequence) for sequence in flying} - ended.keys()
+    for sequence in running + waiting:
+        sequence.check(limits.block_size)
+    return list(ended.values())

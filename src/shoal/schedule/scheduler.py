@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bisect import insort
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from collections.abc import Sequence as Items
 
 from msgspec import structs
@@ -14,9 +14,12 @@ from shoal.request import FinishReason, Request
 from shoal.schedule.cache import BlockCache
 from shoal.schedule.chunk import make_chunk
 from shoal.schedule.counts import SchedulerCounts, Tally
-from shoal.schedule.flight import Flight, check_flights
+from shoal.schedule.drafting import Drafter, Drafting
+from shoal.schedule.flight import Flight, check_sequences
+from shoal.schedule.foresight import GuessWanted, offer, wanted_guesses
 from shoal.schedule.groups import GroupGate
 from shoal.schedule.limits import Limits, Pace
+from shoal.schedule.lookup import PromptLookup
 from shoal.schedule.outcome import apply_result, check_result
 from shoal.schedule.sequence import Sequence, State
 from shoal.schedule.speculation import add_drafts, land_draft
@@ -47,6 +50,7 @@ class Scheduler:
         prefix_caching: bool = True,
         max_in_flight: int = 1,
         max_drafted: int = 0,
+        drafter: Callable[[], Drafter] = PromptLookup,
         epoch: int = 0,
     ) -> None:
         self.limits = Limits(
@@ -66,6 +70,7 @@ class Scheduler:
         self._running: list[Sequence] = []  # sorted by rank
         self._flights: dict[int, Flight] = {}  # by step
         self._max_running = max_running
+        self._drafter = drafter
         self._epoch = epoch
         self._step = 0
         self._tally = Tally()
@@ -86,6 +91,14 @@ class Scheduler:
     def running_ids(self) -> list[int]:
         """Requests that hold a place, best rank first."""
         return [sequence.request_id for sequence in self._running]
+
+    def wanted_guesses(self) -> list[GuessWanted]:
+        """What is worth guessing now, if somebody can, for the next plan; then `offer` it."""
+        return wanted_guesses(self._running)
+
+    def offer(self, guesses: Mapping[int, list[int]]) -> None:
+        """Of requests that have ended meanwhile they are forgotten."""
+        offer(self._running, guesses)
 
     def emitted_tokens(self, request_id: int) -> list[int]:
         """What an open request has emitted, in this life and earlier ones."""
@@ -219,11 +232,8 @@ class Scheduler:
             self._preempt(victim, "priority")
 
     def _plan_decodes(self, flight: Flight) -> None:
-        """One token each for those that need no more.
-
-        Each plan takes its share of the running requests, so that there is work for as many
-        plans as may be in flight.
-        """
+        """One token each for those that need no more: a share of them, as all plans in flight are
+        to have some."""
         share = -(-len(self._running) // self.limits.max_in_flight)
         ready = [s for s in self._running if not s.in_flight and s.num_missing == 1]
         for sequence in ready[: min(share, flight.budget_tokens)]:
@@ -306,9 +316,10 @@ class Scheduler:
 
     def _new_sequence(self, request: Request, previous: Sequence | None) -> Sequence:
         most = self.limits.max_drafted
+        drafting = Drafting(most, self._drafter()) if most else None
         if previous is not None and previous.request.prompt_tokens == request.prompt_tokens:
-            return Sequence.of(request, previous.chain.copy(), max_drafted=most)
-        return Sequence.of(request, self._cache.new_chain(request.prompt_tokens), max_drafted=most)
+            return Sequence.of(request, previous.chain.copy(), drafting)
+        return Sequence.of(request, self._cache.new_chain(request.prompt_tokens), drafting)
 
     def _enqueue(self, sequence: Sequence) -> None:
         if not self._cache.shares_prefix(sequence) or self._gate.admits(sequence):
@@ -382,19 +393,7 @@ class Scheduler:
     def check(self) -> None:
         """Assert every invariant; O(everything), for tests and debugging."""
         running, waiting = self._running, [*self._waiting, *self._gate]
-        flying = [s for flight in self._flights.values() for s, _ in flight.parts]
-        ended = [s for s in flying if s.state is State.ENDED]
-
         assert {id(s) for s in running + waiting} == {id(s) for s in self._alive.values()}
         assert len(running) + len(waiting) == len(self._alive), "both running and waiting"
-        assert all(s.state is State.RUNNING for s in running)
-        assert all(s.state is State.WAITING for s in waiting)
-        assert running == sorted(running), "running is out of order"
-        assert len(running) <= self.limits.max_running
-
-        assert len(self._flights) <= self.limits.max_in_flight
-        check_flights(self._flights.values())
-        assert {id(s) for s in running if s.in_flight} == {id(s) for s in flying if s not in ended}
-        for sequence in running + waiting:
-            sequence.check(self.limits.block_size)
-        self._cache.check(running + list({id(s): s for s in ended}.values()))
+        ended = check_sequences(running, waiting, list(self._flights.values()), self.limits)
+        self._cache.check(running + ended)

@@ -52,14 +52,14 @@ class Sequence:
     """Of whom tokens are guessed."""
 
     @classmethod
-    def of(cls, request: Request, chain: HashChain, *, max_drafted: int = 0) -> Sequence:
+    def of(cls, request: Request, chain: HashChain, drafting: Drafting | None = None) -> Sequence:
         return cls(
             request=request,
             chain=chain,
             tokens=request.prompt_tokens + request.emitted_tokens,
             rank=(request.priority, request.arrival_s, request.request_id),
             banned_ids=tuple(sorted(request.stop_ids)) if request.params.min_tokens else (),
-            drafting=Drafting(max_drafted) if max_drafted else None,
+            drafting=drafting,
         )
 
     def __lt__(self, other: Sequence) -> bool:

@@ -12,7 +12,7 @@ from shoal.schedule.cache import BlockCache
 from shoal.schedule.flight import Flight
 from shoal.schedule.sequence import Sequence
 
-_MOST_ROWS = 8
+MOST_ROWS = 8
 """Beyond, a step is bound by arithmetic: a guess costs as much as another request's token."""
 
 
@@ -25,7 +25,7 @@ def add_drafts(flight: Flight, cache: BlockCache, *, num_reserved: int) -> None:
     if not decodes:
         return
     num_rows = sum(len(chunk.tokens) for _, chunk in flight.parts)
-    room = min(flight.budget_tokens, _MOST_ROWS - num_rows)
+    room = min(flight.budget_tokens, MOST_ROWS - num_rows)
     if room <= 0:
         return
     for num_before, index in enumerate(decodes):
@@ -47,7 +47,7 @@ def _draws_one(chunk: Chunk) -> bool:
 def _draft(sequence: Sequence, at_most: int, cache: BlockCache, num_reserved: int) -> list[int]:
     """What is guessed, as far as there are blocks for it: these are the sequence's then."""
     assert sequence.drafting is not None, f"nobody drafts for {sequence.request_id}"
-    draft = sequence.drafting.propose(sequence.tokens, min(at_most, _most_useful(sequence)))
+    draft = sequence.drafting.propose(sequence.tokens, min(at_most, most_useful(sequence)))
     return draft[: cache.stretch(sequence, len(draft), num_reserved=num_reserved)]
 
 
@@ -58,7 +58,7 @@ def land_draft(sequence: Sequence, chunk: Chunk, result: ChunkResult, cache: Blo
     cache.trim(sequence)
 
 
-def _most_useful(sequence: Sequence) -> int:
+def most_useful(sequence: Sequence) -> int:
     """What follows the last token is not drawn, so the last needs no guess.
 
     Until `min_tokens` stop tokens are banned, and a chunk draws all its tokens under one rule.

@@ -45,6 +45,12 @@ class Tokenizer:
         self.eos_ids = special.eos_ids
         self.vocab_size: int = backend.get_vocab_size(with_added_tokens=True)
 
+    def has_tokens_of(self, other: Tokenizer) -> bool:
+        """Whether an id means the same in both."""
+        ours: dict[str, int] = self._backend.get_vocab()
+        theirs: dict[str, int] = other._backend.get_vocab()
+        return ours == theirs
+
     def encode(self, text: str, *, add_special: bool = True) -> list[int]:
         """Raises InvalidRequest for text that is no Unicode (a lone surrogate)."""
         try:
