@@ -44,6 +44,16 @@ from shoal.cli.recovery_options import (
     SparesOption,
     recovering,
 )
+from shoal.cli.scheduling_options import (
+    DraftModelOption,
+    MaxRunningOption,
+    MaxStepTokensOption,
+    MaxWaitingOption,
+    NoPrefixCacheOption,
+    SpeculateOption,
+    StallAfterOption,
+    scheduling,
+)
 from shoal.cli.split_options import (
     LayersOption,
     PipelineOption,
@@ -66,8 +76,6 @@ if TYPE_CHECKING:
     from shoal.fleet.deployment import Deployment
     from shoal.fleet.state import StateFolder
     from shoal.journal.api import Journal
-
-SCHEDULING_PANEL = "Scheduling"
 
 EPILOG = """Examples:
 
@@ -97,57 +105,6 @@ PortOption = Annotated[
 ]
 NameOption = Annotated[
     str | None, typer.Option(help="What clients call the model, if not as it is named here.")
-]
-MaxRunningOption = Annotated[
-    int, typer.Option(help="Requests computed together.", rich_help_panel=SCHEDULING_PANEL)
-]
-MaxWaitingOption = Annotated[
-    int,
-    typer.Option(
-        help="Requests that may queue; more are answered 429.", rich_help_panel=SCHEDULING_PANEL
-    ),
-]
-MaxStepTokensOption = Annotated[
-    int,
-    typer.Option(
-        help="Tokens of one step: more is faster for long prompts, less is smoother for the rest.",
-        rich_help_panel=SCHEDULING_PANEL,
-    ),
-]
-NoPrefixCacheOption = Annotated[
-    bool,
-    typer.Option(
-        "--no-prefix-cache",
-        help="Compute every prompt anew, even what is in the KV cache.",
-        rich_help_panel=SCHEDULING_PANEL,
-    ),
-]
-SpeculateOption = Annotated[
-    int,
-    typer.Option(
-        min=0,
-        metavar="N",
-        help="Tokens of an answer to guess from what it repeats, and to compute in one step; "
-        "answers stay as they are. 0 guesses none.",
-        rich_help_panel=SCHEDULING_PANEL,
-    ),
-]
-DraftModelOption = Annotated[
-    str | None,
-    typer.Option(
-        metavar="MODEL",
-        help="A smaller model with the same tokens that guesses instead, where that saves time; "
-        "up to 4 tokens, or what --speculate says.",
-        rich_help_panel=SCHEDULING_PANEL,
-    ),
-]
-StallAfterOption = Annotated[
-    float,
-    typer.Option(
-        help="Seconds that work may wait without a finished step before /health fails, and that "
-        "a step may take on other workers.",
-        rich_help_panel=SCHEDULING_PANEL,
-    ),
 ]
 
 
@@ -200,15 +157,12 @@ def serve(
             kv_dtype=kv_dtype,
             max_context=max_context,
             kv_memory_bytes=kv_memory,
-            max_step_tokens=max_step_tokens,
-            max_running=max_running,
-            max_waiting=max_waiting,
-            prefix_caching=not no_prefix_cache,
-            speculate=speculate,
-            draft_model=draft_model,
             num_threads=threads,
             stall_s=stall_after,
             split=make_split(pipeline, tensor, replicas, layers, shares, route, wire, transport),
+            **scheduling(max_step_tokens, max_running, max_waiting, no_prefix_cache),
+            speculate=speculate,
+            draft_model=draft_model,
             **recovering(spares, dead_after, recovery_timeout, hold, port),
         )
         where = Where(placement, cluster, objective, insecure_plaintext, state)
@@ -235,6 +189,8 @@ def run_server(
             # First of all: a port in use must be known before a minute of loading.
             listener = stack.enter_context(bind(host, port))
             files = fetch(config.model, accept_terms=accept_terms)
+            if config.draft_model is not None:
+                fetch(config.draft_model, accept_terms=accept_terms)
             state = state_folder(where.state)
             kept = opened_journal(ending.journal, state, files, config, port)
             journal = stack.enter_context(kept)

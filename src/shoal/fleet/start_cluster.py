@@ -55,9 +55,7 @@ def start_cluster_fleet(
     takes long. Raises SourceError, ConfigError, PlacementError, OutOfMemory, PeerLost.
     """
     membership = folder.load()
-    security: Security = (
-        Plaintext() if insecure_plaintext else MutualTls(load_identity(folder.identity))
-    )
+    security = _security(folder, insecure_plaintext)
     _check_transport(config, security)
     files = resolve(config.model, report=report)
     tokenizer = load_tokenizer(files, report=report)
@@ -100,6 +98,10 @@ def start_cluster_fleet(
         fleet = Fleet(config, site, muster, files, tokenizer, stack.pop_all(), session)
         reception.offer("operator", OperatorService(fleet).serve)
         return fleet
+
+
+def _security(folder: StateFolder, insecure_plaintext: bool) -> Security:
+    return Plaintext() if insecure_plaintext else MutualTls(load_identity(folder.identity))
 
 
 def _listen(session: Session, host: str, security: Security) -> Listener:
