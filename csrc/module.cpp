@@ -33,6 +33,8 @@ void multiply_by(const Matrix& matrix, const Rows& rows, uintptr_t y, int64_t y_
 }  // namespace
 
 NB_MODULE(shoal_kernels, m) {
+  // A server that is told to stop does not take its model apart first.
+  nb::set_leak_warnings(false);
   m.def("set_num_threads", [](int number) { pool().resize(number); });
   m.def("num_threads", [] { return pool().num_threads(); });
   m.def("isas", [] {
