@@ -51,24 +51,32 @@ def test_nobody_is_asked_beside_a_prompt_or_for_many() -> None:
     assert decoding_one.wanted_guesses() == [], "a plan is under way"
 
 
-def after(worth: Worth, num_steps: int, *, guess_s: float, right: float) -> int:
-    """Steps with guesses among so many, where a step alone takes 10 ms, and one with them 12."""
+def after(
+    worth: Worth, num_steps: int, *, guess_s: float, right: float, plain_s: float = 0.010
+) -> int:
+    """Steps with guesses among so many, where one with them takes 2 ms more than one without."""
     num_guessed = 0
     for _ in range(num_steps):
         if worth.is_resting:
-            worth.plain_step(0.010)
+            worth.plain_step(plain_s)
         else:
-            worth.guessed_step(guess_s, 0.012, right)
+            worth.guessed_step(guess_s, plain_s + 0.002, right)
             num_guessed += 1
     return num_guessed
 
 
 def test_guesses_go_on_while_they_save_time_and_rest_where_they_do_not() -> None:
-    assert after(Worth(), 104, guess_s=0.015, right=2.0) == 100
+    assert after(Worth(), 104, guess_s=0.015, right=2.0) == 99
     worth = Worth()
     assert after(worth, 104, guess_s=0.025, right=2.0) < 15
     assert after(worth, 3000, guess_s=0.025, right=2.0) < 30
     assert after(worth, 2000, guess_s=0.001, right=2.0) > 900, "it never tries again"
+
+
+def test_steps_that_become_quicker_are_noticed() -> None:
+    worth = Worth()
+    assert after(worth, 204, guess_s=0.015, right=2.0, plain_s=0.010) > 190
+    assert after(worth, 2000, guess_s=0.007, right=2.0, plain_s=0.004) < 600
 
 
 class Drafts:

@@ -53,8 +53,10 @@ _FIRST_PLAIN = 4
 """Steps without guesses before the first with them: what these save is counted in those."""
 _JUDGED_AFTER = 4
 """Steps with guesses before they are judged."""
-_WEIGHT = 0.2
-"""Of the newest step in each mean."""
+_COMPARED_EVERY = 64
+"""Steps with guesses before one without: what a step takes changes with the machine's load."""
+_WEIGHT, _PLAIN_WEIGHT = 0.2, 0.5
+"""Of the newest step in each mean; those without guesses may be few."""
 _FIRST_REST, _LONGEST_REST = 32, 1024
 
 
@@ -78,24 +80,25 @@ class Worth:
 
     def plain_step(self, step_s: float) -> None:
         """A step of decodes that nobody guessed for."""
-        self.plain_s = step_s if self.plain_s == 0.0 else _mean(self.plain_s, step_s)
+        self.plain_s = step_s if self.plain_s == 0.0 else _mean(self.plain_s, step_s, _PLAIN_WEIGHT)
         self._rest = max(0, self._rest - 1)
 
     def guessed_step(self, guess_s: float, step_s: float, right: float) -> None:
         """`right` guesses for each sequence, made in `guess_s`."""
         cost_s = guess_s + step_s - self.plain_s
         is_first = self._num_judged == 0
-        self.cost_s = cost_s if is_first else _mean(self.cost_s, cost_s)
-        self.right = right if is_first else _mean(self.right, right)
+        self.cost_s = cost_s if is_first else _mean(self.cost_s, cost_s, _WEIGHT)
+        self.right = right if is_first else _mean(self.right, right, _WEIGHT)
         self._num_judged += 1
         if self._num_judged < _JUDGED_AFTER:
             return
         if self.right * self.plain_s >= self.cost_s:
             self._next_rest = _FIRST_REST
+            self._rest = int(self._num_judged % _COMPARED_EVERY == 0)
             return
         self._num_judged = 0
         self._rest, self._next_rest = self._next_rest, min(2 * self._next_rest, _LONGEST_REST)
 
 
-def _mean(before: float, newest: float) -> float:
-    return before + _WEIGHT * (newest - before)
+def _mean(before: float, newest: float, weight: float) -> float:
+    return before + weight * (newest - before)
