@@ -141,11 +141,6 @@ def find_turns(
     return cos_T1D, sin_T1D
 
 
-def can_find_turns(frequencies_F: torch.Tensor, dtype: torch.dtype) -> bool:
-    is_here = kernels is not None and frequencies_F.device.type == "cpu"
-    return is_here and dtype == torch.float32
-
-
 def rotate(x_TJD: torch.Tensor, cos_T1D: torch.Tensor, sin_T1D: torch.Tensor) -> None:
     """In place; the first half of sin is negated, as in `models.rope`."""
     _, num_heads, head_dim = x_TJD.shape

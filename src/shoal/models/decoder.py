@@ -13,7 +13,7 @@ from shoal.compute.native_layer import NativeLayers
 from shoal.errors import InternalError
 from shoal.models.config import DecoderConfig
 from shoal.models.layers import Attend, DecoderLayer, RMSNorm
-from shoal.models.rope import RotaryEmbedding
+from shoal.models.rope import NativeRotaryEmbedding, RotaryEmbedding
 from shoal.models.vocabulary import Head
 from shoal.parallel.partition import Shard
 
@@ -46,8 +46,13 @@ class Decoder:
         ropes = [layer.rope for layer in config.layers[shard.layers.as_slice()]]
         kinds = list(dict.fromkeys(ropes))
         self._rope_of_layer = [kinds.index(rope) for rope in ropes]
-        self._rotary = [RotaryEmbedding(rope, config.head_dim, dtype) for rope in kinds]
-        self._native = _as_native(layers, self._rope_of_layer, self._rotary)
+        self._rotary: Sequence[RotaryEmbedding | NativeRotaryEmbedding]
+        self._native: NativeLayers | None = None
+        if all(layer.is_native for layer in layers):
+            self._rotary = rotary = [NativeRotaryEmbedding(rope, config.head_dim) for rope in kinds]
+            self._native = _as_native(layers, self._rope_of_layer, rotary)
+        else:
+            self._rotary = [RotaryEmbedding(rope, config.head_dim, dtype) for rope in kinds]
 
     def embed(self, tokens: list[int]) -> torch.Tensor:
         """Token ids to the first layer's input [T, E]."""
@@ -82,7 +87,9 @@ class Decoder:
 
 
 def _as_native(
-    layers: Sequence[DecoderLayer], rope_of_layer: Sequence[int], rotary: Sequence[RotaryEmbedding]
+    layers: Sequence[DecoderLayer],
+    rope_of_layer: Sequence[int],
+    rotary: Sequence[NativeRotaryEmbedding],
 ) -> NativeLayers | None:
     halves = [halves for layer in layers if (halves := layer.native_halves) is not None]
     if not halves or len(halves) != len(layers):

@@ -199,6 +199,10 @@ class Attention:
         self._residual = residual
 
     @property
+    def is_native(self) -> bool:
+        return self._native is not None
+
+    @property
     def native_sum(self) -> NativeAttention | None:
         """If what it makes of x is added to x, and nothing else done."""
         return self._native if self._residual.is_plain_sum else None
@@ -252,6 +256,11 @@ class DecoderLayer:
     def __init__(self, attention: Attention, mlp: GatedMLP) -> None:
         self._attention = attention
         self._mlp = mlp
+
+    @property
+    def is_native(self) -> bool:
+        """Whether the kernels turn its heads."""
+        return self._attention.is_native
 
     @property
     def native_halves(self) -> tuple[NativeAttention, NativeMLP] | None:

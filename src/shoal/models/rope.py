@@ -46,20 +46,29 @@ class Rotation:
 
 class RotaryEmbedding:
     def __init__(self, rope: Rope, head_dim: int, dtype: torch.dtype) -> None:
-        self.inv_freq_F, self.scaling = inverse_frequencies(rope, head_dim)
+        inv_freq_F, self._scaling = inverse_frequencies(rope, head_dim)
         # cos is even and sin is odd: negative frequencies negate the first half of sin only.
-        self._signed_freq_D = torch.cat((-self.inv_freq_F, self.inv_freq_F))
+        self._signed_freq_D = torch.cat((-inv_freq_F, inv_freq_F))
         self._dtype = dtype
 
     def __call__(self, positions: list[int]) -> Rotation:
-        if native.can_find_turns(self.inv_freq_F, self._dtype):
-            return Rotation(*native.find_turns(positions, self.inv_freq_F, self.scaling))
-        positions_T = torch.tensor(positions, device=self.inv_freq_F.device)
+        positions_T = torch.tensor(positions, device=self._signed_freq_D.device)
         angles_T1D = positions_T.float().view(-1, 1, 1) * self._signed_freq_D
         cos_T1D, sin_T1D = angles_T1D.cos(), angles_T1D.sin()
-        if self.scaling != 1.0:
-            cos_T1D, sin_T1D = cos_T1D * self.scaling, sin_T1D * self.scaling
+        if self._scaling != 1.0:
+            cos_T1D, sin_T1D = cos_T1D * self._scaling, sin_T1D * self._scaling
         return Rotation(cos_T1D.to(self._dtype), sin_T1D.to(self._dtype))
+
+
+class NativeRotaryEmbedding:
+    """By the kernels, in float32: a call instead of six. Some cosines differ in their last place,
+    which is of no account beside weights of 4 or 8 bits."""
+
+    def __init__(self, rope: Rope, head_dim: int) -> None:
+        self.inv_freq_F, self.scaling = inverse_frequencies(rope, head_dim)
+
+    def __call__(self, positions: list[int]) -> Rotation:
+        return Rotation(*native.find_turns(positions, self.inv_freq_F, self.scaling))
 
 
 def inverse_frequencies(rope: Rope, head_dim: int) -> tuple[torch.Tensor, float]:
