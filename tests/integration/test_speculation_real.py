@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+import torch
 
 from shoal.compute import native
 from shoal.config import EngineConfig, Split
@@ -65,3 +66,18 @@ def test_a_draft_model_saves_steps_and_changes_no_answer(
     assert quick == calm
     assert num_right > NUM_TOKENS
     assert num_steps < num_calm_steps - NUM_TOKENS
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not native.is_available(), reason="only native layers leave torch one thread")
+def test_a_draft_model_leaves_the_large_one_its_threads() -> None:
+    config = EngineConfig(
+        model="smollm2-135m", dtype="float32", draft_model="smollm2-135m", num_threads=2
+    )
+    before = torch.get_num_threads()
+    deployment = deploy(config)
+    try:
+        assert torch.get_num_threads() == 2
+    finally:
+        deployment.close()
+        torch.set_num_threads(before)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 
 from shoal.compute import native
@@ -19,3 +22,13 @@ def leave_cores_to_layers(scheme: Scheme) -> None:
     of the small calls that are left, on cores that the kernels need."""
     if scheme.many == "native":
         torch.set_num_threads(1)
+
+
+@contextmanager
+def torch_threads_kept() -> Iterator[None]:
+    """While a second model is loaded: the first one's layers may need more of them."""
+    before = torch.get_num_threads()
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

@@ -16,7 +16,7 @@ from shoal.schedule.lookup import PromptLookup
 from shoal.schedule.scheduler import Scheduler
 from shoal.weights.source import ModelFiles
 from shoal.weights.tokenizer import Tokenizer
-from shoal.worker.draft_model import load_draft_model
+from shoal.worker.draft_model import DraftModel, load_draft_model
 
 
 def assemble(
@@ -27,6 +27,7 @@ def assemble(
     info: ModelInfo,
     *,
     replica: str = "r0",
+    draft_model: DraftModel | None = None,
 ) -> ServingEngine:
     """An engine over an executor that is ready for the epoch of its `capacity`."""
     # An encoder's prompts cannot be cut into chunks: a step must hold the longest.
@@ -44,9 +45,6 @@ def assemble(
         drafter=Offered if config.draft_model else PromptLookup,
         epoch=capacity.epoch,
     )
-    if config.draft_model is not None:
-        # A head whose workers are elsewhere has left these threads alone so far.
-        set_num_threads(config.num_threads or len(usable_cores()))
     engine = Engine(
         scheduler,
         executor,
@@ -56,9 +54,16 @@ def assemble(
         recovery_timeout_s=config.recovery_timeout_s,
         replica=replica,
         epoch=capacity.epoch,
-        draft_model=load_draft_model(config, tokenizer),
+        draft_model=draft_model,
     )
     return ServingEngine(engine)
+
+
+def draft_model_of_head(config: EngineConfig, tokenizer: Tokenizer) -> DraftModel | None:
+    """For a head that computes nothing else: its workers are processes of their own."""
+    if config.draft_model is not None:
+        set_num_threads(config.num_threads or len(usable_cores()))
+    return load_draft_model(config, tokenizer)
 
 
 def model_info(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from shoal.compute.threads import set_num_threads
+from shoal.compute.threads import set_num_threads, torch_threads_kept
 from shoal.config import EngineConfig
 from shoal.engine.assembly import assemble, model_info, usable_cores
 from shoal.engine.executor import LocalExecutor
@@ -10,7 +10,7 @@ from shoal.engine.serving import ServingEngine
 from shoal.weights.cache import Progress, silent
 from shoal.weights.source import resolve
 from shoal.weights.tokenizer import load_tokenizer
-from shoal.worker.draft_model import check_draft_model
+from shoal.worker.draft_model import check_draft_model, load_draft_model
 from shoal.worker.worker import load_worker
 
 
@@ -34,4 +34,6 @@ def start_engine(config: EngineConfig, *, report: Progress = silent) -> ServingE
         description=worker.description,
     )
     executor = LocalExecutor(worker)
-    return assemble(config, executor, executor.capacity, tokenizer, info)
+    with torch_threads_kept():
+        draft_model = load_draft_model(config, tokenizer)
+    return assemble(config, executor, executor.capacity, tokenizer, info, draft_model=draft_model)

@@ -15,7 +15,7 @@ from msgspec import structs
 from shoal.cluster.placement import ReplicaPlacement, Seat
 from shoal.cluster.router import Router
 from shoal.config import EngineConfig
-from shoal.engine.assembly import assemble, model_info
+from shoal.engine.assembly import assemble, draft_model_of_head, model_info
 from shoal.engine.replicas import ReplicatedEngine
 from shoal.engine.serving import ServingEngine
 from shoal.errors import EngineStopped, PlacementError
@@ -299,7 +299,8 @@ class Fleet:
             can_generate=True,
             description=f"{loaded.description}, {describe(executor.crew)}",
         )
-        return assemble(self._config, executor, capacity, tokenizer, info)
+        draft_model = draft_model_of_head(self._config, tokenizer)
+        return assemble(self._config, executor, capacity, tokenizer, info, draft_model=draft_model)
 
     def _check_wanted(self) -> None:
         if self._is_closing:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Set
 from dataclasses import dataclass, field
 
 from msgspec import structs
@@ -59,8 +60,7 @@ class DraftModel:
                 for each in wanted
                 if each.number > number and len(guesses[each.request_id]) == number
             ]
-            kept = {each.request_id for each in wanted}
-            chunks = [self._chunk(each, guesses[each.request_id], kept) for each in asked]
+            chunks = [self._chunk(each, guesses[each.request_id], guesses.keys()) for each in asked]
             for request_id, token in self._drawn([chunk for chunk in chunks if chunk]):
                 guesses[request_id].append(token)
         return guesses
@@ -76,7 +76,7 @@ class DraftModel:
             if token < self._vocab_size
         ]
 
-    def _chunk(self, wanted: GuessWanted, guess: list[int], kept: set[int]) -> Chunk | None:
+    def _chunk(self, wanted: GuessWanted, guess: list[int], kept: Set[int]) -> Chunk | None:
         """What of a text and the guesses behind it is not in the cache; None if it does not fit."""
         tokens = wanted.tokens + guess
         text = self._texts.pop(wanted.request_id, None) or _Text()
@@ -101,7 +101,7 @@ class DraftModel:
             sampling=sampling if is_read else None,
         )
 
-    def _hold(self, text: _Text, num_tokens: int, kept: set[int]) -> bool:
+    def _hold(self, text: _Text, num_tokens: int, kept: Set[int]) -> bool:
         """Blocks for so many tokens, at the cost of the texts that were not asked about lately."""
         num_missing = -(-num_tokens // self._block_size) - len(text.block_ids)
         for request_id in [one for one in self._texts if one not in kept]:
