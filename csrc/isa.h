@@ -42,18 +42,30 @@ constexpr int64_t num_peaks(int64_t width) { return (width + kPeakGroup - 1) / k
 // So many keys' values stay in a core's first cache while all rows pass by.
 constexpr int kKeysAtOnce = 32;
 
-// So many rows share each weight that is unpacked, as many as leave their sums in registers.
-constexpr int kBlock = 4;
+// A group of a block of rows: four codes of each row lie beside each other, then the next four; a
+// scale for each row; `sums` are of what its codes stand for, `totals` of the codes themselves.
+struct CodesAt {
+  int8_t* codes;
+  float* scales;
+  float* sums;
+  int32_t* totals;
 
-// Activations of `num_rows` rows in 8 bits, a scale for each group; `sums` are of what the codes
-// stand for. Rows come in blocks of kBlock, the last one of what is left: of a block, four codes
-// of each row lie beside each other, then the next four; and a group's scales and sums.
+  CodesAt row(int row) const { return {codes + 4 * row, scales + row, sums + row, totals + row}; }
+  // The one so many groups behind, of a block of so many rows.
+  CodesAt group(int64_t number, int num_rows) const {
+    const int64_t at = number * num_rows;
+    return {codes + at * kGroup, scales + at, sums + at, totals + at};
+  }
+};
+
+// Activations of `num_rows` rows in 8 bits, in blocks of an instruction set's `block_rows`, the last one
+// of what is left; the groups of a block follow one another.
 struct Codes {
-  const int8_t* codes;
-  const float* scales;
-  const float* sums;
+  CodesAt start;
   int64_t num_rows;
   int64_t num_groups;
+
+  CodesAt block(int64_t first_row) const { return start.group(first_row, num_groups); }
 };
 
 // y [num_rows, up to kTile] of one tile, on top of `bias` and of rows `onto`; both may be null.
@@ -109,9 +121,10 @@ struct Isa {
   void (*rms_norm)(const float* x, const float* weight, float eps, int64_t width, float* out);
   void (*gate)(const float* gate, const float* up, Activation activation, int64_t width,
                float* out);
+  // So many rows share each weight that is unpacked, as many as leave their sums in registers.
+  int block_rows;
   // A row in a block of `num_rows`; `width` may end within a group: the rest of it is zero.
-  void (*quantize)(const float* x, int64_t width, int num_rows, int8_t* codes, float* scales,
-                   float* sums);
+  void (*quantize)(const float* x, int64_t width, int num_rows, CodesAt to);
   void (*tile4)(const uint8_t* tile, const Codes& x, const TileOut& out);
   void (*tile8)(const uint8_t* tile, const Codes& x, const TileOut& out);
   // A token's heads, x [num_heads, head_dim], `head_dim` a multiple of 8; by CacheType, as below.

@@ -9,14 +9,15 @@ namespace shoal {
 
 namespace {
 
-// So many rows of codes stay in a core's cache while all tiles pass by.
-constexpr int64_t kRowsAtOnce = 32 * kBlock;
+// So many rows of codes stay in a core's cache while all tiles pass by: whole blocks.
+constexpr int64_t kRowsAtOnce = 128;
 // Parts per thread: enough that a thread which is held up leaves its work to the others.
 constexpr int64_t kPartsPerThread = 4;
 
 struct Scratch {
   Room<int8_t> codes;
   Room<float> scales, sums;
+  Room<int32_t> totals;
 };
 
 // One row as floats, in `own` if they are not x as it is.
@@ -33,26 +34,26 @@ const float* floats(const Rows& rows, int64_t row, int64_t width, Room<float>& o
 }
 
 Codes quantize(const Rows& rows, int64_t width, int64_t num_groups, Scratch& scratch) {
-  int8_t* codes = scratch.codes.of(rows.num_rows * num_groups * kGroup);
-  float* scales = scratch.scales.of(rows.num_rows * num_groups);
-  float* sums = scratch.sums.of(rows.num_rows * num_groups);
+  const int64_t size = rows.num_rows * num_groups;
+  const Codes codes = {{scratch.codes.of(size * kGroup), scratch.scales.of(size), scratch.sums.of(size),
+                        scratch.totals.of(size)},
+                       rows.num_rows,
+                       num_groups};
   // A block's rows lie among each other: two threads would take its memory from each other.
-  pool().run(static_cast<uint32_t>((rows.num_rows + kBlock - 1) / kBlock), [&](uint32_t block) {
+  const int64_t block_rows = isa().block_rows;
+  pool().run(static_cast<uint32_t>((rows.num_rows + block_rows - 1) / block_rows), [&](uint32_t block) {
     thread_local Room<float> own;
-    const int64_t first = int64_t{block} * kBlock, at = first * num_groups;
-    const int count = static_cast<int>(std::min<int64_t>(kBlock, rows.num_rows - first));
+    const int64_t first = block * block_rows;
+    const int count = static_cast<int>(std::min(block_rows, rows.num_rows - first));
     for (int i = 0; i < count; ++i) {
-      isa().quantize(floats(rows, first + i, width, own), width, count,
-                     codes + at * kGroup + 4 * i, scales + at + i, sums + at + i);
+      isa().quantize(floats(rows, first + i, width, own), width, count, codes.block(first).row(i));
     }
   });
-  return {codes, scales, sums, rows.num_rows, num_groups};
+  return codes;
 }
 
 Codes some_rows(const Codes& codes, int64_t first) {
-  const int64_t groups = first * codes.num_groups;
-  return {codes.codes + groups * kGroup, codes.scales + groups, codes.sums + groups,
-          std::min(kRowsAtOnce, codes.num_rows - first), codes.num_groups};
+  return {codes.block(first), std::min(kRowsAtOnce, codes.num_rows - first), codes.num_groups};
 }
 
 void tiles_of(const Matrix& matrix, const Codes& x, int64_t first_row, int64_t first, int64_t stop,

@@ -1,35 +1,52 @@
-// Four products and their sum in one instruction, in vectors of 256 bits.
+// Four products and their sum in one instruction, in vectors of 512 bits: four columns of a tile are one.
 #include "x86.inc"
+
+#include "sixteens.inc"
 
 namespace shoal {
 namespace {
 
-inline void add_products(Halves& sums, const Halves& weights, __m256i x) {
-  sums.first = _mm256_dpbusd_epi32(sums.first, weights.first, x);
-  sums.second = _mm256_dpbusd_epi32(sums.second, weights.second, x);
-}
+inline __m512i load512(const uint8_t* from) { return _mm512_loadu_si512(from); }
 
-struct Dot4 : Unpack4 {
-  static void add(Sums& sums, const Weights& weights, const int8_t* x, int stride, int part) {
-    add_products(sums, weights.low, quad(x + part * stride));
-    add_products(sums, weights.high, quad(x + (part + 4) * stride));
+struct Dot4 {
+  static constexpr int kBytes = kTile4Bytes;
+  static constexpr bool kHasMinimums = true;
+
+  // Four quads of columns are in low halves of bytes, the other four in high ones.
+  template <int kRows>
+  static void add(const uint8_t* tile, const CodesAt& x, QuadSums<kRows>& sums) {
+    const __m512i low_bits = _mm512_set1_epi8(15);
+#pragma GCC unroll 4
+    for (int part = 0; part < 4; ++part) {
+      const __m512i both = load512(tile + part * 64);
+      sums.add(_mm512_and_si512(both, low_bits), x, part);
+      sums.add(_mm512_and_si512(_mm512_srli_epi16(both, 4), low_bits), x, part + 4);
+    }
   }
-  static F8 total(const Sums& sums, int half) { return sums.floats(half); }
+  static __m512 scales(const uint8_t* tile) { return widen16(tile + 256); }
+  static __m512 minimums(const uint8_t* tile) { return widen16(tile + 288); }
 };
 
-struct Dot8 : Unpack8 {
-  static void add(Sums& sums, const Weights& weights, const int8_t* x, int stride, int part) {
-    const __m256i a = quad(x + part * stride);
-    const __m256i first = _mm256_sign_epi8(a, weights.signs.first);
-    const __m256i second = _mm256_sign_epi8(a, weights.signs.second);
-    sums.first = _mm256_dpbusd_epi32(sums.first, weights.sizes.first, first);
-    sums.second = _mm256_dpbusd_epi32(sums.second, weights.sizes.second, second);
+// The products take unsigned bytes on one side: weights are counted from -128 there, and what that adds
+// is taken away before.
+struct Dot8 {
+  static constexpr int kBytes = kTile8Bytes;
+  static constexpr bool kHasMinimums = false;
+
+  template <int kRows>
+  static void add(const uint8_t* tile, const CodesAt& x, QuadSums<kRows>& sums) {
+    const __m512i sign_bits = _mm512_set1_epi8(-128);
+    sums.begin_at_totals(x, -128);
+#pragma GCC unroll 8
+    for (int part = 0; part < 8; ++part) {
+      sums.add(_mm512_xor_si512(load512(tile + part * 64), sign_bits), x, part);
+    }
   }
-  static F8 total(const Sums& sums, int half) { return sums.floats(half); }
+  static __m512 scales(const uint8_t* tile) { return widen16(tile + 512); }
 };
 
 }  // namespace
 
-const Isa kAvx512Vnni = SHOAL_ISA("avx512-vnni");
+const Isa kAvx512Vnni = SHOAL_ISA("avx512-vnni", Sixteens);
 
 }  // namespace shoal

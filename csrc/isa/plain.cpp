@@ -50,6 +50,8 @@ inline unsigned bits8(I8 mask) {
 
 #include "kernels.inc"
 
+#include "eights.inc"
+
 namespace shoal {
 namespace {
 
@@ -109,6 +111,6 @@ struct Dot8 : DotPlain {
 
 }  // namespace
 
-const Isa kPlain = SHOAL_ISA("plain");
+const Isa kPlain = SHOAL_ISA("plain", Eights);
 
 }  // namespace shoal

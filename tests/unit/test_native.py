@@ -77,6 +77,24 @@ def test_a_row_is_the_same_in_any_company(rng: torch.Generator) -> None:
         assert torch.equal(linear(torch.zeros(2, 64)), torch.zeros(2, 40))
 
 
+@pytest.mark.parametrize("columns", [64, 50, 576])
+def test_avx2_and_avx512_give_the_same_bits(rng: torch.Generator, columns: int) -> None:
+    """So that an answer goes on alike when a machine of another age takes over."""
+    if "avx512-vnni" not in kernels.isas():
+        pytest.skip("this processor has no VNNI")
+    weight_NK = torch.randn(41, columns, generator=rng)
+    blocks = [blocks_of(weight_NK)] if columns % 32 == 0 else []
+    x_MK = torch.randn(19, columns, generator=rng) * 30
+    for given in (weight_NK, *blocks):
+        linear = NativeLinear(given, torch.randn(41, generator=rng))
+        for num_rows in range(1, 20):
+            products = []
+            for name in ("avx2", "avx512-vnni"):
+                kernels.choose_isa(name)
+                products.append(linear(x_MK[:num_rows]))
+            assert torch.equal(*products)
+
+
 def test_rows_may_be_views_and_of_other_types(rng: torch.Generator) -> None:
     linear = NativeLinear(torch.randn(16, 32, generator=rng))
     wide = torch.randn(5, 3, 96, generator=rng)
