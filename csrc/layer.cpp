@@ -1,6 +1,7 @@
 #include "layer.h"
 
 #include <algorithm>
+#include <cstring>
 #include <stdexcept>
 
 #include "pool.h"
@@ -48,31 +49,60 @@ std::vector<Rotation> rotations_of(const std::vector<Rope>& ropes, const Step& s
   return rotations;
 }
 
+// Rows of `from`, ascending, to the first ones of `to`, which may be the same memory.
+void take(const std::vector<int64_t>& rows, int64_t num_rows, const float* from, int64_t stride,
+          int64_t width, float* to) {
+  int64_t before = -1;
+  for (const int64_t row : rows) {
+    if (row <= before || row >= num_rows) throw std::out_of_range("rows that the step does not have");
+    before = row;
+    std::memmove(to, from + row * stride, width * sizeof(float));
+    to += width;
+  }
+}
+
 }  // namespace
 
 void AttentionHalf::run(const Hidden& hidden, const Rotation& rotation, const Cache& cache,
                         const Step& step) const {
+  project(attend(store(hidden, rotation, cache, step), cache, step), hidden);
+}
+
+float* AttentionHalf::store(const Hidden& hidden, const Rotation& rotation, const Cache& cache,
+                            const Step& step) const {
   if (hidden.num_tokens != step.num_tokens()) throw std::invalid_argument("rows of another step");
-  thread_local Room<float> qkv_room, out_room;
-  const int64_t q_width = int64_t{num_heads} * head_dim, kv_width = int64_t{num_kv_heads} * head_dim;
-  const int64_t width = q_width + 2 * kv_width, num_tokens = hidden.num_tokens;
-  float* q = qkv_room.of(num_tokens * width);
-  float* out = out_room.of(num_tokens * q_width);
-  multiply(qkv, normed(norm, hidden.x, hidden.stride, num_tokens), q);
+  thread_local Room<float> room;
+  const int64_t num_tokens = hidden.num_tokens, width = qkv.matrix.num_rows;
+  float* all = room.of(num_tokens * width);
+  multiply(qkv, normed(norm, hidden.x, hidden.stride, num_tokens), all);
   const int num_turned = num_heads + num_kv_heads;
   if (head_norm.weight != nullptr) {
-    norm_heads(head_norm, q, width, num_tokens, num_turned, head_dim);
+    norm_heads(head_norm, all, width, num_tokens, num_turned, head_dim);
   }
-  rotate(q, width, num_tokens, num_turned, head_dim, rotation.cos, rotation.sin);
-  const float* k = q + q_width;
-  store(cache, k, width, k + kv_width, width, step.slots.data(), num_tokens);
+  rotate(all, width, num_tokens, num_turned, head_dim, rotation.cos, rotation.sin);
+  const float* k = all + int64_t{num_heads} * head_dim;
+  const float* v = k + int64_t{num_kv_heads} * head_dim;
+  shoal::store(cache, k, width, v, width, step.slots.data(), num_tokens);
+  return all;
+}
+
+float* AttentionHalf::attend(const float* q, const Cache& cache, const Step& step) const {
+  thread_local Room<float> room;
+  const int64_t q_width = int64_t{num_heads} * head_dim, width = qkv.matrix.num_rows;
+  float* out = room.of(step.num_tokens() * q_width);
   for (const Group& group : step.groups) {
-    attend(cache, {q + group.first_row * width, width, out + group.first_row * q_width,
+    shoal::attend(cache,
+                  {q + group.first_row * width, width, out + group.first_row * q_width,
                    group.num_sequences, group.num_queries, num_heads, group.slots.data(), group.width,
                    step.positions.data() + group.first_row, scale, window, softcap});
   }
-  multiply(output, {Rows::Kind::kPlain, out, q_width, num_tokens, nullptr, 0, {}}, hidden.y,
-           hidden.onto, hidden.stride);
+  return out;
+}
+
+void AttentionHalf::project(const float* attended, const Hidden& hidden) const {
+  multiply(output,
+           {Rows::Kind::kPlain, attended, output.matrix.num_columns, hidden.num_tokens, nullptr, 0, {}},
+           hidden.y, hidden.onto, hidden.stride);
 }
 
 void MlpHalf::run(const Hidden& hidden) const {
@@ -89,17 +119,37 @@ void MlpHalf::run(const Hidden& hidden) const {
 }
 
 void Layers::run(const float* x, int64_t stride, int64_t num_tokens, float* y,
-                 const std::vector<const Cache*>& caches, const Step& step) const {
+                 const std::vector<const Cache*>& caches, const Step& step,
+                 const std::vector<int64_t>* read) const {
   if (caches.size() != layers.size()) throw std::invalid_argument("caches of other layers");
   thread_local Room<float> turns;
   const std::vector<Rotation> rotations = rotations_of(ropes, step, turns);
   for (size_t i = 0; i < layers.size(); ++i) {
     const Layer& layer = layers[i];
+    const Rotation& rotation = rotations.at(layer.rope);
     const Hidden from_y = {y, layer.mlp.down.matrix.num_rows, num_tokens, y, y};
     const Hidden from_x = {x, stride, num_tokens, y, x};
-    layer.attention.run(i == 0 ? from_x : from_y, rotations.at(layer.rope), *caches[i], step);
+    const Hidden& hidden = i == 0 ? from_x : from_y;
+    if (read != nullptr && i + 1 == layers.size()) {
+      return run_for(*read, layer, hidden, rotation, *caches[i], step);
+    }
+    layer.attention.run(hidden, rotation, *caches[i], step);
     layer.mlp.run(from_y);
   }
+}
+
+void Layers::run_for(const std::vector<int64_t>& read, const Layer& layer, const Hidden& hidden,
+                     const Rotation& rotation, const Cache& cache, const Step& step) const {
+  const float* qkv = layer.attention.store(hidden, rotation, cache, step);
+  if (read.empty()) return;
+  const int64_t width = layer.mlp.down.matrix.num_rows, num_rows = static_cast<int64_t>(read.size());
+  const int64_t attended_width = layer.attention.output.matrix.num_columns;
+  float* attended = layer.attention.attend(qkv, cache, step);
+  take(read, step.num_tokens(), attended, attended_width, attended_width, attended);
+  take(read, step.num_tokens(), hidden.x, hidden.stride, width, hidden.y);
+  const Hidden from_y = {hidden.y, width, num_rows, hidden.y, hidden.y};
+  layer.attention.project(attended, from_y);
+  layer.mlp.run(from_y);
 }
 
 }  // namespace shoal

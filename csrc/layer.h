@@ -52,6 +52,13 @@ struct AttentionHalf {
 
   void run(const Hidden& hidden, const Rotation& rotation, const Cache& cache,
            const Step& step) const;
+
+  // Its parts. Queries, keys and values [num_tokens, qkv], of which the cache now holds the last two;
+  // of rows that attend [num_tokens, num_heads, head_dim]: both are the thread's till it calls again.
+  float* store(const Hidden& hidden, const Rotation& rotation, const Cache& cache,
+               const Step& step) const;
+  float* attend(const float* qkv, const Cache& cache, const Step& step) const;
+  void project(const float* attended, const Hidden& hidden) const;
 };
 
 // From the norm before gate and up to what the MLP adds to x.
@@ -75,9 +82,15 @@ struct Layers {
   std::vector<Rope> ropes;
   std::vector<Layer> layers;
 
-  // x and y [num_tokens, hidden], rows of x `stride` floats apart; a cache for each layer.
+  // x and y [num_tokens, hidden], rows of x `stride` floats apart; a cache for each layer. Of what the last
+  // layer makes only the rows `read`, ascending, come to y, without gaps; null: all.
   void run(const float* x, int64_t stride, int64_t num_tokens, float* y,
-           const std::vector<const Cache*>& caches, const Step& step) const;
+           const std::vector<const Cache*>& caches, const Step& step,
+           const std::vector<int64_t>* read) const;
+
+ private:
+  void run_for(const std::vector<int64_t>& read, const Layer& layer, const Hidden& hidden,
+               const Rotation& rotation, const Cache& cache, const Step& step) const;
 };
 
 }  // namespace shoal

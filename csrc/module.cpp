@@ -1,5 +1,6 @@
 // Python's view. Tensors come as addresses: their owner has seen to type, shape and lifetime.
 #include <nanobind/nanobind.h>
+#include <nanobind/stl/optional.h>
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/vector.h>
 
@@ -150,10 +151,12 @@ NB_MODULE(shoal_kernels, m) {
         all.layers.push_back({attention, mlp, rope});
       })
       .def("run", [](const Layers& all, uintptr_t x, int64_t stride, int64_t num_tokens, uintptr_t y,
-                     const std::vector<const Cache*>& caches, const Step& step) {
+                     const std::vector<const Cache*>& caches, const Step& step,
+                     const std::optional<std::vector<int64_t>>& read) {
         nb::gil_scoped_release release;
-        all.run(at<const float>(x), stride, num_tokens, at<float>(y), caches, step);
-      });
+        all.run(at<const float>(x), stride, num_tokens, at<float>(y), caches, step,
+                read ? &*read : nullptr);
+      }, "x"_a, "stride"_a, "num_tokens"_a, "y"_a, "caches"_a, "step"_a, "read"_a.none());
   m.def("find_turns", [](uintptr_t frequencies, int head_dim, float scaling,
                          const std::vector<int64_t>& positions, uintptr_t cos, uintptr_t sin) {
     find_turns({at<const float>(frequencies), head_dim, scaling}, positions, at<float>(cos),

@@ -188,6 +188,9 @@ def test_all_layers_at_once_are_what_each_of_them_makes(rng: torch.Generator) ->
         outputs.append(decoder(x_TE, BATCH.positions, attend))
         apart_TE = torch.zeros(len(x_TE), model.hidden_size + 3)[:, 1:-2].copy_(x_TE)
         assert torch.equal(decoder(apart_TE, BATCH.positions, attend), outputs[-1])
+        for rows in ([], [0], [len(x_TE) - 1], [1, 2, len(x_TE) - 2], list(range(len(x_TE)))):
+            read_RE = decoder(apart_TE, BATCH.positions, attend, rows)
+            assert torch.equal(read_RE, outputs[-1][rows])
     assert torch.equal(*outputs)
     assert torch.equal(x_TE, before_TE)
     for kept, expected in zip(caches[0].keys, caches[1].keys, strict=True):
@@ -202,6 +205,15 @@ def test_caches_of_other_layers_are_refused(rng: torch.Generator) -> None:
     assert attend.native_step is not None
     with pytest.raises(ValueError, match="other layers"):
         NativeLayers(layers[:1], ropes, [0])(x_TE, attend.native_step)
+
+
+def test_rows_that_a_step_has_not_cannot_be_read(rng: torch.Generator) -> None:
+    decoder = Decoder(MODEL, ALL, dtype=torch.float32, layers=layers_of(MODEL, RESIDUALS[0]))
+    attend = PagedAttend(cache_with_past(rng, torch.float32), BATCH)
+    x_TE = torch.zeros(len(BATCH.tokens), MODEL.hidden_size)
+    for rows in ([-1], [len(x_TE)], [1, 1], [2, 0]):
+        with pytest.raises(IndexError, match="rows that the step"):
+            decoder(x_TE, BATCH.positions, attend, rows)
 
 
 def test_a_step_of_other_rows_is_refused(rng: torch.Generator) -> None:

@@ -117,3 +117,5 @@ def test_chunks_with_as_many_guesses_share_a_group() -> None:
     assert batch.places.groups[1].positions_BQ.tolist() == [[7, 8, 9], [20, 21, 22]]
     assert batch.positions == [9, 30, 7, 8, 9, 20, 21, 22, 0, 1, 2]
     assert batch.last_rows == [0, 1, 4, 7, 10]
+    assert batch.read_rows == [0, 1, 2, 3, 4, 5, 6, 7], "nobody reads what a prompt's middle makes"
+    assert batch.last_reads == [0, 1, 4, 7, 7]

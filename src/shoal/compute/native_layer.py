@@ -130,8 +130,14 @@ class NativeLayers:
         for (attention, mlp), rope in zip(halves, rope_of_layer, strict=True):
             self._layers.add(attention.half, mlp.half, rope)
 
-    def __call__(self, x_TE: torch.Tensor, step: NativeStep) -> torch.Tensor:
-        """Raises ValueError if the step has another number of rows, or caches of other layers."""
+    def __call__(
+        self, x_TE: torch.Tensor, step: NativeStep, rows: list[int] | None = None
+    ) -> torch.Tensor:
+        """What the last layer makes of `rows`, ascending, or of all.
+
+        Raises ValueError if the step has another number of rows, or caches of other layers;
+        IndexError for `rows` that it does not have.
+        """
         y_TE = torch.empty(x_TE.shape)
-        self._layers.run(*native.at(x_TE), y_TE.data_ptr(), step.caches, step.step)
-        return y_TE
+        self._layers.run(*native.at(x_TE), y_TE.data_ptr(), step.caches, step.step, rows)
+        return y_TE if rows is None else y_TE[: len(rows)]

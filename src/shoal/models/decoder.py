@@ -59,15 +59,26 @@ class Decoder:
         x_TE = _held(self.embedding, "embedding", self.shard)(tokens)
         return x_TE if self._embedding_scale == 1.0 else x_TE * self._embedding_scale
 
-    def __call__(self, x_TE: torch.Tensor, positions: list[int], attend: Attend) -> torch.Tensor:
-        """Run this shard's layers over the step's tokens [T, E] at `positions`."""
+    def __call__(
+        self,
+        x_TE: torch.Tensor,
+        positions: list[int],
+        attend: Attend,
+        rows: list[int] | None = None,
+    ) -> torch.Tensor:
+        """Run this shard's layers over the step's tokens [T, E] at `positions`.
+
+        Returns the states of `rows`, ascending, for who reads no others; None: all.
+        """
+        if rows is not None and len(rows) == len(x_TE):
+            rows = None
         step = attend.native_step
         if self._native is not None and step is not None and native.is_plain(x_TE):
-            return self._native(x_TE, step)
+            return self._native(x_TE, step, rows)
         rotations = [rotary(positions) for rotary in self._rotary]
         for layer, rope in zip(self.layers, self._rope_of_layer, strict=True):
             x_TE = layer(x_TE, rotations[rope], attend)
-        return x_TE
+        return x_TE if rows is None else x_TE[rows]
 
     def norm(self, x_TE: torch.Tensor) -> torch.Tensor:
         """The final norm over the last layer's output."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from functools import cached_property
 from itertools import accumulate
 from typing import TYPE_CHECKING
@@ -23,6 +24,8 @@ class Batch:
     """The tokens of all chunks, one after the other: decodes first, by tokens and by length.
 
     The order of the batch's chunks is its own. `last_rows[i]` is the row of chunk i's last token.
+    `read_rows` are those whose last state somebody wants: of a chunk its last ones, if any;
+    `last_reads[i]` says which of them is chunk i's last.
     """
 
     def __init__(self, chunks: list[Chunk], block_size: int) -> None:
@@ -32,11 +35,17 @@ class Batch:
         self._block_size = block_size
         self.chunks = [chunk for some in self._together for chunk in some]
         self.tokens = [token for chunk in self.chunks for token in chunk.tokens]
-        self.last_rows = [n - 1 for n in accumulate(len(chunk.tokens) for chunk in self.chunks)]
+        self.last_rows = _last_of(len(chunk.tokens) for chunk in self.chunks)
+        self.last_reads = _last_of(map(_num_read, self.chunks))
 
     @property
     def positions(self) -> list[int]:
         return [c.start + number for c in self.chunks for number in range(len(c.tokens))]
+
+    @property
+    def read_rows(self) -> list[int]:
+        last_rows = zip(self.chunks, self.last_rows, strict=True)
+        return [row for c, last in last_rows for row in range(last + 1 - _num_read(c), last + 1)]
 
     @cached_property
     def places(self) -> Places:
@@ -44,6 +53,16 @@ class Batch:
 
     def native_places(self) -> Step:
         return native_places(self._together, self._block_size)
+
+
+def _last_of(lengths: Iterable[int]) -> list[int]:
+    return [end - 1 for end in accumulate(lengths)]
+
+
+def _num_read(chunk: Chunk) -> int:
+    if chunk.score_targets or chunk.pooling:
+        return len(chunk.tokens)
+    return 0 if chunk.sampling is None else 1 + chunk.num_drafted
 
 
 def _is_decode(chunk: Chunk) -> bool:

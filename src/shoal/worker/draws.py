@@ -17,7 +17,7 @@ from shoal.worker.batch import Batch
 
 
 class Draws:
-    """Which rows of a batch are drawn from, and what came of it. `rows` [N]."""
+    """Which of a batch's rows that are read are drawn from, and what came of it. `rows` [N]."""
 
     def __init__(self, batch: Batch) -> None:
         self.rows: list[int] = []
@@ -25,10 +25,10 @@ class Draws:
         self._chunks: list[tuple[Chunk, int]] = []
         """With the first of their rows among these."""
         self._drawn: dict[int, tuple[list[int], list[TokenLogprobs]]] = {}
-        for chunk, last_row in zip(batch.chunks, batch.last_rows, strict=True):
+        for chunk, last in zip(batch.chunks, batch.last_reads, strict=True):
             if chunk.sampling is not None:
                 self._chunks.append((chunk, len(self.rows)))
-                self.rows += range(last_row - chunk.num_drafted, last_row + 1)
+                self.rows += range(last - chunk.num_drafted, last + 1)
                 self._samplings += _samplings(chunk, chunk.sampling)
 
     def draw(self, logits_NV: torch.Tensor) -> None:

@@ -1,6 +1,7 @@
 """Runs a plan's chunks through a model: the arithmetic of one step.
 
-N rows of interest, V vocabulary, E hidden width; the other letters are those of `attention.py`.
+R rows that somebody reads, N of them that are drawn from, V vocabulary, E hidden width; the other
+letters are those of `attention.py`.
 """
 
 from __future__ import annotations
@@ -58,32 +59,33 @@ class DecoderRunner:
     def run(self, chunks: list[Chunk]) -> list[ChunkResult]:
         """A whole model's step: embed, all layers, sample."""
         batch = Batch(chunks, self._block_size)
-        x_TE = self.forward(batch, self._decoder.embed(batch.tokens))
-        return self.finish(batch, x_TE)
+        x_RE = self.forward(batch, self._decoder.embed(batch.tokens))
+        return self.finish(batch, x_RE)
 
     def forward(self, batch: Batch, x_TE: torch.Tensor) -> torch.Tensor:
-        """This shard's layers."""
-        return self._decoder(x_TE, batch.positions, PagedAttend(self._cache, batch))
+        """This shard's layers: states of all rows, of the last layer only of those that are read."""
+        rows = batch.read_rows if self._decoder.shard.is_last else None
+        return self._decoder(x_TE, batch.positions, PagedAttend(self._cache, batch), rows)
 
-    def finish(self, batch: Batch, x_TE: torch.Tensor) -> list[ChunkResult]:
+    def finish(self, batch: Batch, x_RE: torch.Tensor) -> list[ChunkResult]:
         """What the last stage makes of its output: tokens, log-probabilities, sums.
 
         Of a stage's tensor ranks only rank 0 sees the logits; the others' results lack them.
         """
         draws = Draws(batch)
-        if draws.rows and (logits_NV := self._logits(_some_rows(x_TE, draws.rows))) is not None:
+        if draws.rows and (logits_NV := self._logits(_some_rows(x_RE, draws.rows))) is not None:
             draws.draw(logits_NV)
         return [
-            self._result(chunk, x_TE, last_row, draws)
-            for chunk, last_row in zip(batch.chunks, batch.last_rows, strict=True)
+            self._result(chunk, x_RE, last, draws)
+            for chunk, last in zip(batch.chunks, batch.last_reads, strict=True)
         ]
 
-    def _result(self, chunk: Chunk, x_TE: torch.Tensor, last_row: int, draws: Draws) -> ChunkResult:
+    def _result(self, chunk: Chunk, x_RE: torch.Tensor, last: int, draws: Draws) -> ChunkResult:
         token_ids, logprobs = draws.of(chunk)
         result = ChunkResult(request_id=chunk.request_id, token_ids=token_ids, logprobs=logprobs)
         if not chunk.score_targets and not chunk.pooling:
             return result
-        x_CE = x_TE[last_row + 1 - len(chunk.tokens) : last_row + 1]
+        x_CE = x_RE[last + 1 - len(chunk.tokens) : last + 1]
         return structs.replace(
             result,
             prompt_logprobs=self._score(chunk, x_CE) if chunk.score_targets else [],
@@ -121,12 +123,9 @@ class EncoderRunner:
         ]
 
 
-def _some_rows(x_TE: torch.Tensor, rows: list[int]) -> torch.Tensor:
-    """A view where they follow one another, as those of decodes do: to pick them is a copy."""
-    if len(rows) == len(x_TE):
-        return x_TE
-    first, stop = rows[0], rows[-1] + 1
-    return x_TE[first:stop] if stop - first == len(rows) else x_TE[rows]
+def _some_rows(x_RE: torch.Tensor, rows: list[int]) -> torch.Tensor:
+    """Nearly always all of them, and to pick them would be a copy."""
+    return x_RE if len(rows) == len(x_RE) else x_RE[rows]
 
 
 def _sum_bytes(x_CE: torch.Tensor) -> bytes:

@@ -75,11 +75,11 @@ class Stage:
             x_TE = self._decoder.embed(batch.tokens)
         else:
             x_TE = self._receive(self._inlet, plan)
-        x_TE = self._runner.forward(batch, x_TE)
+        states = self._runner.forward(batch, x_TE)
         if self._outlet is not None:
-            self._outlet.send(plan, x_TE)
+            self._outlet.send(plan, states)
             return None
-        results = self._runner.finish(batch, x_TE)
+        results = self._runner.finish(batch, states)
         if self._decoder.shard.rank != 0:
             return None
         return StepResult(epoch=plan.epoch, step=plan.step, results=results)
