@@ -57,7 +57,10 @@ ENGINES = {
         computes_in="float32",
     ),
     "vllm": Engine(
-        module="bench.peers.run_vllm", found_as="vllm", computes_in="float32", reads_folders=True
+        module="bench.peers.run_vllm",
+        found_as="vllm",
+        computes_in="bfloat16 if the processor has it, else float32",
+        reads_folders=True,
     ),
 }
 

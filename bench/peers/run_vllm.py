@@ -9,14 +9,17 @@ from typing import Any
 os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
 os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
 
+import torch
 import vllm
 
 from bench.peers.protocol import Calls, Settings, Streams, serve
 
 
 def load(settings: Settings) -> tuple[dict[str, Any], Calls]:
+    # Its best: twice as fast as float32, where the processor has instructions for it.
+    dtype = "bfloat16" if torch.cpu._is_avx512_bf16_supported() else "float32"
     engine = vllm.LLM(
-        model=settings["weights"], dtype="float32", enable_prefix_caching=True, max_model_len=2048
+        model=settings["weights"], dtype=dtype, enable_prefix_caching=True, max_model_len=2048
     ).llm_engine
     next_id = iter(range(2**62))
 
@@ -37,7 +40,7 @@ def load(settings: Settings) -> tuple[dict[str, Any], Calls]:
 
     about = {
         "engine": f"vLLM {vllm.__version__}",
-        "computes": "float32",
+        "computes": dtype,
         "caches_prefixes": True,
     }
     return about, {"generate": generate}
