@@ -63,7 +63,7 @@ class DecoderRunner:
         return self.finish(batch, x_RE)
 
     def forward(self, batch: Batch, x_TE: torch.Tensor) -> torch.Tensor:
-        """This shard's layers: states of all rows, of the last layer only of those that are read."""
+        """This shard's layers: states of all rows, of the last layer only of those read."""
         rows = batch.read_rows if self._decoder.shard.is_last else None
         return self._decoder(x_TE, batch.positions, PagedAttend(self._cache, batch), rows)
 
