@@ -197,6 +197,29 @@ def test_all_layers_at_once_are_what_each_of_them_makes(rng: torch.Generator) ->
         assert torch.equal(kept, expected)
 
 
+@pytest.mark.parametrize("kv_dtype", [torch.float16, torch.int8])
+def test_layers_give_the_same_bits_with_avx2_and_avx512(
+    rng: torch.Generator, kv_dtype: torch.dtype
+) -> None:
+    if "avx512-vnni" not in kernels.isas():
+        pytest.skip("this processor has no VNNI")
+    x_TE = torch.randn(len(BATCH.tokens), MODEL.hidden_size, generator=rng)
+    state = rng.get_state()
+    outputs = []
+    best = kernels.isa()
+    try:
+        for name in ("avx2", "avx512-vnni"):
+            kernels.choose_isa(name)
+            decoder = Decoder(
+                MODEL, ALL, dtype=torch.float32, layers=layers_of(MODEL, RESIDUALS[0])
+            )
+            attend = PagedAttend(cache_with_past(rng.set_state(state), kv_dtype), BATCH)
+            outputs.append(decoder(x_TE, BATCH.positions, attend))
+    finally:
+        kernels.choose_isa(best)
+    assert torch.equal(*outputs)
+
+
 def test_caches_of_other_layers_are_refused(rng: torch.Generator) -> None:
     layers = [one for layer in layers_of(MODEL, RESIDUALS[0]) if (one := layer.native_halves)]
     ropes = [(torch.ones(MODEL.head_dim // 2), 1.0)]
