@@ -59,7 +59,7 @@ ENGINES = {
     "vllm": Engine(
         module="bench.peers.run_vllm",
         found_as="vllm",
-        computes_in="bfloat16 if the processor has it, else float32",
+        computes_in="bfloat16 or float32",
         reads_folders=True,
     ),
 }

@@ -107,7 +107,7 @@ def test_peers_beside_shoal(
     assert gains[("decode-1", "openvino@Q8_0")] == gains[("cached-512", "openvino@Q8_0")] == 4.0
     assert told["same_tokens"] == {"shoal": 64, "openvino@Q8_0": 64}
     assert told["steps_to_cached_token"] == pytest.approx(1.0)
-    assert told["weights"]["vllm"] == "Q4_1, as shipped, as float32"
+    assert told["weights"]["vllm"] == "Q4_1, as shipped, as bfloat16 or float32"
     assert diary[-2:] == ["openvino@Q8_0 closed", "shoal closed"]
 
 
