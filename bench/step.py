@@ -15,6 +15,7 @@ import argparse
 import json
 import statistics
 from collections.abc import Sequence
+from threading import Event
 from typing import Any
 
 import msgspec
@@ -83,8 +84,12 @@ def steps_of(
 ) -> list[Step]:
     """All that answering these at once takes, in order."""
     params = SamplingParams(temperature=0.0, max_tokens=new_tokens, ignore_eos=True)
-    with logged(with_frames=with_frames) as steps:
-        streams = [engine.submit_sync(prompt, params) for prompt in prompts]
+    all_asked = Event()
+    with logged(with_frames=with_frames, all_asked=all_asked) as steps:
+        try:
+            streams = [engine.submit_sync(prompt, params) for prompt in prompts]
+        finally:
+            all_asked.set()
         for stream in streams:
             for _ in stream:
                 pass

@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from itertools import pairwise
+from threading import Event
 from unittest.mock import patch
 
 import msgspec
@@ -52,13 +53,16 @@ def load_of(plan: Plan) -> Load:
 
 
 @contextmanager
-def logged(*, with_frames: bool) -> Iterator[list[Step]]:
-    """The steps that any worker of this process executes meanwhile, as they end."""
+def logged(*, with_frames: bool, all_asked: Event) -> Iterator[list[Step]]:
+    """The steps that any worker of this process executes meanwhile, as they end; the first begins
+    when `all_asked` is set: else an answer might end before another is asked for.
+    """
     steps: list[Step] = []
     frames = Frames()
     original = Worker.execute
 
     def execute(self: Worker, plan: Plan) -> StepResult:
+        all_asked.wait()
         cpu_s, started_s = time.thread_time(), time.perf_counter()
         frames.begin(REST)
         result = original(self, plan)

@@ -78,8 +78,7 @@ def test_sweeping(said: Any, model: str, monkeypatch: pytest.MonkeyPatch) -> Non
         layers={"tiny": [1, 2]},
         contexts=[40, 600],
         streams=[1, 5],
-        # So many that the first of 32 answers still runs when the last is asked for.
-        num_steps=96,
+        num_steps=4,
         rounds=1,
         rates_s=0.2,
     )
@@ -97,7 +96,7 @@ def test_sweeping(said: Any, model: str, monkeypatch: pytest.MonkeyPatch) -> Non
     ]
     assert [one["num_streams"] for one in points["streams"]] == [1, 5]
     decoded = [one["context"] for one in points["context"] if one["figure"] == "decode"]
-    assert [40 < decoded[0] < 140, 600 < decoded[1] < 700] == [True, True]
+    assert [40 < decoded[0] < 50, 600 < decoded[1] < 610] == [True, True]
     assert [one["context"] for one in points["context"] if one["figure"] == "prefill"] == [512]
     assert [one["work"] for one in record["extrapolated"]] == [
         "decode-1",
