@@ -10,9 +10,21 @@ constexpr int kTile = 16;
 constexpr int kGroup = 32;
 // Of scores that are held at a time: queries times the heads that share a kv head.
 constexpr int kMostRows = 128;
-// A group of a tile: 4-bit codes, then float16 scales and minimums; or 8-bit codes, then scales.
-constexpr int kTile4Bytes = kTile * kGroup / 2 + 2 * kTile * 2;
-constexpr int kTile8Bytes = kTile * kGroup + kTile * 2;
+
+// A group of a tile: 4-bit codes, then float16 scales and minimums.
+struct Group4 {
+  static constexpr bool kHasMinimums = true;
+  static constexpr int kScalesAt = kTile * kGroup / 2;
+  static constexpr int kMinimumsAt = kScalesAt + kTile * 2;
+  static constexpr int kBytes = kMinimumsAt + kTile * 2;
+};
+
+// Or 8-bit codes, then scales.
+struct Group8 {
+  static constexpr bool kHasMinimums = false;
+  static constexpr int kScalesAt = kTile * kGroup;
+  static constexpr int kBytes = kScalesAt + kTile * 2;
+};
 
 enum class Activation : int { kSilu = 0, kGelu = 1, kGeluTanh = 2 };
 

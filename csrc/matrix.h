@@ -16,7 +16,7 @@ struct Matrix {
 
   int64_t num_groups() const { return (num_columns + kGroup - 1) / kGroup; }
   int64_t num_tiles() const { return (num_rows + kTile - 1) / kTile; }
-  int64_t tile_bytes() const { return num_groups() * (bits == 4 ? kTile4Bytes : kTile8Bytes); }
+  int64_t tile_bytes() const { return num_groups() * (bits == 4 ? Group4::kBytes : Group8::kBytes); }
 };
 
 // codes [n, k] of 0…15; scales, minimums [n, groups].

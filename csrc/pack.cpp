@@ -40,9 +40,8 @@ void pack(const Matrix& matrix, uint8_t* tiles, const PackRow& pack_row) {
 void pack4(const uint8_t* codes, const float* scales, const float* minimums, const Matrix& matrix,
            uint8_t* tiles) {
   const int64_t num_columns = matrix.num_columns, num_groups = matrix.num_groups();
-  constexpr int kCodeBytes = kTile * kGroup / 2;
   pack(matrix, tiles, [&](uint8_t* tile, int64_t row, int tile_row) {
-    for (int64_t group = 0; group < num_groups; ++group, tile += kTile4Bytes) {
+    for (int64_t group = 0; group < num_groups; ++group, tile += Group4::kBytes) {
       const uint8_t* from = codes + row * num_columns + group * kGroup;
       const int count = static_cast<int>(std::min<int64_t>(kGroup, num_columns - group * kGroup));
       uint8_t whole[kGroup] = {};
@@ -55,8 +54,8 @@ void pack4(const uint8_t* codes, const float* scales, const float* minimums, con
         low |= high << 4;
         std::memcpy(tile + place(tile_row, column), &low, sizeof low);
       }
-      put(tile + kCodeBytes + 2 * tile_row, scales[row * num_groups + group]);
-      put(tile + kCodeBytes + 2 * (kTile + tile_row), minimums[row * num_groups + group]);
+      put(tile + Group4::kScalesAt + 2 * tile_row, scales[row * num_groups + group]);
+      put(tile + Group4::kMinimumsAt + 2 * tile_row, minimums[row * num_groups + group]);
     }
   });
 }
@@ -64,7 +63,7 @@ void pack4(const uint8_t* codes, const float* scales, const float* minimums, con
 void pack8(const float* weights, const Matrix& matrix, uint8_t* tiles) {
   const int64_t num_columns = matrix.num_columns, num_groups = matrix.num_groups();
   pack(matrix, tiles, [&](uint8_t* tile, int64_t row, int tile_row) {
-    for (int64_t group = 0; group < num_groups; ++group, tile += kTile8Bytes) {
+    for (int64_t group = 0; group < num_groups; ++group, tile += Group8::kBytes) {
       const float* from = weights + row * num_columns + group * kGroup;
       const int count = static_cast<int>(std::min<int64_t>(kGroup, num_columns - group * kGroup));
       float peak = 0.0f;
@@ -78,7 +77,7 @@ void pack8(const float* weights, const Matrix& matrix, uint8_t* tiles) {
         tile[place(tile_row, column)] =
             static_cast<uint8_t>(static_cast<int8_t>(std::clamp(code, -127.0f, 127.0f)));
       }
-      std::memcpy(tile + kTile * kGroup + 2 * tile_row, &scale, sizeof scale);
+      std::memcpy(tile + Group8::kScalesAt + 2 * tile_row, &scale, sizeof scale);
     }
   });
 }

@@ -9,11 +9,7 @@ inline __m256i load256(const uint8_t* from) {
   return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from));
 }
 
-inline __m256i quad(const int8_t* x) {
-  int32_t four;
-  std::memcpy(&four, x, sizeof four);
-  return _mm256_set1_epi32(four);
-}
+inline __m256i quad(const int8_t* x) { return _mm256_set1_epi32(four_codes(x)); }
 
 // GCC would add unrolled products to each other first, and run out of registers for them.
 inline __m256i add16(__m256i sums, __m256i products) {
@@ -41,10 +37,8 @@ struct Halves {
 inline Halves load_halves(const uint8_t* from) { return {load256(from), load256(from + 32)}; }
 
 // Four quads of columns of a tile are in low halves of bytes, the other four in high ones.
-struct Dot4 {
-  static constexpr int kBytes = kTile4Bytes;
+struct Dot4 : Group4 {
   static constexpr int kParts = 4;
-  static constexpr bool kHasMinimums = true;
   using Sums = Halves;
   struct Weights {
     Halves low, high;
@@ -67,15 +61,11 @@ struct Dot4 {
   static F8 total(const Sums& sums, int half) {
     return Halves{quads(sums.first), quads(sums.second)}.floats(half);
   }
-  static F8 scales(const uint8_t* tile, int half) { return widen8(tile + 256 + 16 * half); }
-  static F8 minimums(const uint8_t* tile, int half) { return widen8(tile + 288 + 16 * half); }
 };
 
 // The products take unsigned bytes on one side: |w| there, and x with the sign of w on the other.
-struct Dot8 {
-  static constexpr int kBytes = kTile8Bytes;
+struct Dot8 : Group8 {
   static constexpr int kParts = 8;
-  static constexpr bool kHasMinimums = false;
   using Sums = Halves;
   struct Weights {
     Halves sizes, signs;
@@ -95,7 +85,6 @@ struct Dot8 {
     sums.second = add32(sums.second, products(weights.sizes.second, weights.signs.second, a));
   }
   static F8 total(const Sums& sums, int half) { return sums.floats(half); }
-  static F8 scales(const uint8_t* tile, int half) { return widen8(tile + 512 + 16 * half); }
 };
 
 }  // namespace

@@ -8,10 +8,7 @@ namespace {
 
 inline __m512i load512(const uint8_t* from) { return _mm512_loadu_si512(from); }
 
-struct Dot4 {
-  static constexpr int kBytes = kTile4Bytes;
-  static constexpr bool kHasMinimums = true;
-
+struct Dot4 : Group4 {
   // Four quads of columns are in low halves of bytes, the other four in high ones.
   template <int kRows>
   static void add(const uint8_t* tile, const CodesAt& x, QuadSums<kRows>& sums) {
@@ -23,16 +20,11 @@ struct Dot4 {
       sums.add(_mm512_and_si512(_mm512_srli_epi16(both, 4), low_bits), x, part + 4);
     }
   }
-  static __m512 scales(const uint8_t* tile) { return widen16(tile + 256); }
-  static __m512 minimums(const uint8_t* tile) { return widen16(tile + 288); }
 };
 
 // The products take unsigned bytes on one side: weights are counted from -128 there, and what that adds
 // is taken away before.
-struct Dot8 {
-  static constexpr int kBytes = kTile8Bytes;
-  static constexpr bool kHasMinimums = false;
-
+struct Dot8 : Group8 {
   template <int kRows>
   static void add(const uint8_t* tile, const CodesAt& x, QuadSums<kRows>& sums) {
     const __m512i sign_bits = _mm512_set1_epi8(-128);
@@ -42,7 +34,6 @@ struct Dot8 {
       sums.add(_mm512_xor_si512(load512(tile + part * 64), sign_bits), x, part);
     }
   }
-  static __m512 scales(const uint8_t* tile) { return widen16(tile + 512); }
 };
 
 }  // namespace

@@ -83,30 +83,21 @@ struct DotPlain {
   }
 };
 
-struct Dot4 : DotPlain {
-  static constexpr int kBytes = kTile4Bytes;
-  static constexpr bool kHasMinimums = true;
-
+struct Dot4 : DotPlain, Group4 {
   static Weights unpack(const uint8_t* tile, int part) {
     const uint8_t* from = tile + part % 4 * 64;
     Quads quads;
     for (int i = 0; i < 64; ++i) quads.codes[i] = part < 4 ? from[i] & 15 : from[i] >> 4;
     return quads;
   }
-  static F8 scales(const uint8_t* tile, int half) { return widen8(tile + 256 + 16 * half); }
-  static F8 minimums(const uint8_t* tile, int half) { return widen8(tile + 288 + 16 * half); }
 };
 
-struct Dot8 : DotPlain {
-  static constexpr int kBytes = kTile8Bytes;
-  static constexpr bool kHasMinimums = false;
-
+struct Dot8 : DotPlain, Group8 {
   static Weights unpack(const uint8_t* tile, int part) {
     Quads quads;
     std::memcpy(quads.codes, tile + part * 64, 64);
     return quads;
   }
-  static F8 scales(const uint8_t* tile, int half) { return widen8(tile + 512 + 16 * half); }
 };
 
 }  // namespace
