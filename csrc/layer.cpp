@@ -49,16 +49,35 @@ std::vector<Rotation> rotations_of(const std::vector<Rope>& ropes, const Step& s
   return rotations;
 }
 
-// Rows of `from`, ascending, to the first ones of `to`, which may be the same memory.
-void take(const std::vector<int64_t>& rows, int64_t num_rows, const float* from, int64_t stride,
-          int64_t width, float* to) {
+void check_ascend(const std::vector<int64_t>& rows, int64_t num_rows) {
   int64_t before = -1;
   for (const int64_t row : rows) {
     if (row <= before || row >= num_rows) throw std::out_of_range("rows that the step does not have");
     before = row;
+  }
+}
+
+// Rows of `from`, ascending, to the first ones of `to`, which may be the same memory.
+void take(const std::vector<int64_t>& rows, const float* from, int64_t stride, int64_t width,
+          float* to) {
+  for (const int64_t row : rows) {
     std::memmove(to, from + row * stride, width * sizeof(float));
     to += width;
   }
+}
+
+void run_for(const std::vector<int64_t>& read, const Layers::Layer& layer, const Hidden& hidden,
+             const Rotation& rotation, const Cache& cache, const Step& step) {
+  const float* qkv = layer.attention.store(hidden, rotation, cache, step);
+  if (read.empty()) return;
+  const int64_t width = layer.mlp.down.matrix.num_rows, num_rows = static_cast<int64_t>(read.size());
+  const int64_t attended_width = layer.attention.output.matrix.num_columns;
+  float* attended = layer.attention.attend(qkv, cache, step);
+  take(read, attended, attended_width, attended_width, attended);
+  take(read, hidden.x, hidden.stride, width, hidden.y);
+  const Hidden from_y = {hidden.y, width, num_rows, hidden.y, hidden.y};
+  layer.attention.project(attended, from_y);
+  layer.mlp.run(from_y);
 }
 
 }  // namespace
@@ -122,6 +141,7 @@ void Layers::run(const float* x, int64_t stride, int64_t num_tokens, float* y,
                  const std::vector<const Cache*>& caches, const Step& step,
                  const std::vector<int64_t>* read) const {
   if (caches.size() != layers.size()) throw std::invalid_argument("caches of other layers");
+  if (read != nullptr) check_ascend(*read, num_tokens);
   thread_local Room<float> turns;
   const std::vector<Rotation> rotations = rotations_of(ropes, step, turns);
   for (size_t i = 0; i < layers.size(); ++i) {
@@ -136,20 +156,6 @@ void Layers::run(const float* x, int64_t stride, int64_t num_tokens, float* y,
     layer.attention.run(hidden, rotation, *caches[i], step);
     layer.mlp.run(from_y);
   }
-}
-
-void Layers::run_for(const std::vector<int64_t>& read, const Layer& layer, const Hidden& hidden,
-                     const Rotation& rotation, const Cache& cache, const Step& step) const {
-  const float* qkv = layer.attention.store(hidden, rotation, cache, step);
-  if (read.empty()) return;
-  const int64_t width = layer.mlp.down.matrix.num_rows, num_rows = static_cast<int64_t>(read.size());
-  const int64_t attended_width = layer.attention.output.matrix.num_columns;
-  float* attended = layer.attention.attend(qkv, cache, step);
-  take(read, step.num_tokens(), attended, attended_width, attended_width, attended);
-  take(read, step.num_tokens(), hidden.x, hidden.stride, width, hidden.y);
-  const Hidden from_y = {hidden.y, width, num_rows, hidden.y, hidden.y};
-  layer.attention.project(attended, from_y);
-  layer.mlp.run(from_y);
 }
 
 }  // namespace shoal

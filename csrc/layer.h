@@ -87,10 +87,6 @@ struct Layers {
   void run(const float* x, int64_t stride, int64_t num_tokens, float* y,
            const std::vector<const Cache*>& caches, const Step& step,
            const std::vector<int64_t>* read) const;
-
- private:
-  void run_for(const std::vector<int64_t>& read, const Layer& layer, const Hidden& hidden,
-               const Rotation& rotation, const Cache& cache, const Step& step) const;
 };
 
 }  // namespace shoal

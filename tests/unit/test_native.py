@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 import pytest
 import torch
 import torch.nn.functional as F
-from each_isa import isa, kernels  # noqa: F401  # a fixture is used by its name
+from each_isa import by_avx2_and_avx512, isa, kernels  # noqa: F401  # a fixture is used by its name
 
 from shoal.compute import native
 from shoal.compute.affine import Affine4, quantize_affine4
@@ -80,19 +81,13 @@ def test_a_row_is_the_same_in_any_company(rng: torch.Generator) -> None:
 @pytest.mark.parametrize("columns", [64, 50, 576])
 def test_avx2_and_avx512_give_the_same_bits(rng: torch.Generator, columns: int) -> None:
     """So that an answer goes on alike when a machine of another age takes over."""
-    if "avx512-vnni" not in kernels.isas():
-        pytest.skip("this processor has no VNNI")
     weight_NK = torch.randn(41, columns, generator=rng)
     blocks = [blocks_of(weight_NK)] if columns % 32 == 0 else []
     x_MK = torch.randn(19, columns, generator=rng) * 30
     for given in (weight_NK, *blocks):
         linear = NativeLinear(given, torch.randn(41, generator=rng))
         for num_rows in range(1, 20):
-            products = []
-            for name in ("avx2", "avx512-vnni"):
-                kernels.choose_isa(name)
-                products.append(linear(x_MK[:num_rows]))
-            assert torch.equal(*products)
+            assert torch.equal(*by_avx2_and_avx512(partial(linear, x_MK[:num_rows])))
 
 
 def test_rows_may_be_views_and_of_other_types(rng: torch.Generator) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from each_isa import by_avx2_and_avx512
 from msgspec.structs import replace
 from shared_models import ALL, CONFIG
 
@@ -26,8 +27,6 @@ from shoal.models.rope import RotaryEmbedding
 from shoal.worker.batch import Batch
 from shoal.worker.kv_cache import KVCache
 from shoal.worker.runner import PagedAttend
-
-kernels = pytest.importorskip("shoal_kernels", reason="csrc was not built: no compiler")
 
 MODEL = decoder_config(CONFIG)
 LAYER = MODEL.num_layers - 1
@@ -201,23 +200,15 @@ def test_all_layers_at_once_are_what_each_of_them_makes(rng: torch.Generator) ->
 def test_layers_give_the_same_bits_with_avx2_and_avx512(
     rng: torch.Generator, kv_dtype: torch.dtype
 ) -> None:
-    if "avx512-vnni" not in kernels.isas():
-        pytest.skip("this processor has no VNNI")
     x_TE = torch.randn(len(BATCH.tokens), MODEL.hidden_size, generator=rng)
     state = rng.get_state()
-    outputs = []
-    best = kernels.isa()
-    try:
-        for name in ("avx2", "avx512-vnni"):
-            kernels.choose_isa(name)
-            decoder = Decoder(
-                MODEL, ALL, dtype=torch.float32, layers=layers_of(MODEL, RESIDUALS[0])
-            )
-            attend = PagedAttend(cache_with_past(rng.set_state(state), kv_dtype), BATCH)
-            outputs.append(decoder(x_TE, BATCH.positions, attend))
-    finally:
-        kernels.choose_isa(best)
-    assert torch.equal(*outputs)
+
+    def decoded() -> torch.Tensor:
+        decoder = Decoder(MODEL, ALL, dtype=torch.float32, layers=layers_of(MODEL, RESIDUALS[0]))
+        attend = PagedAttend(cache_with_past(rng.set_state(state), kv_dtype), BATCH)
+        return decoder(x_TE, BATCH.positions, attend)
+
+    assert torch.equal(*by_avx2_and_avx512(decoded))
 
 
 def test_caches_of_other_layers_are_refused(rng: torch.Generator) -> None:
