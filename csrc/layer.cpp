@@ -66,8 +66,20 @@ void take(const std::vector<int64_t>& rows, const float* from, int64_t stride, i
   }
 }
 
+// `half` of a layer, added to what it is added to.
+template <class Half>
+void add(const Hidden& hidden, int64_t width, Ranks* ranks, const Half& half) {
+  if (ranks == nullptr) return half(hidden);
+  thread_local Room<float> room;
+  const int64_t count = hidden.num_tokens * width;
+  float* part = ranks->place(count);
+  if (part == nullptr) part = room.of(count);
+  half({hidden.x, hidden.stride, hidden.num_tokens, part, nullptr});
+  ranks->add(part, count, hidden.onto, hidden.y);
+}
+
 void run_for(const std::vector<int64_t>& read, const Layers::Layer& layer, const Hidden& hidden,
-             const Rotation& rotation, const Cache& cache, const Step& step) {
+             const Rotation& rotation, const Cache& cache, const Step& step, Ranks* ranks) {
   const float* qkv = layer.attention.store(hidden, rotation, cache, step);
   if (read.empty()) return;
   const int64_t width = layer.mlp.down.matrix.num_rows, num_rows = static_cast<int64_t>(read.size());
@@ -76,8 +88,8 @@ void run_for(const std::vector<int64_t>& read, const Layers::Layer& layer, const
   take(read, attended, attended_width, attended_width, attended);
   take(read, hidden.x, hidden.stride, width, hidden.y);
   const Hidden from_y = {hidden.y, width, num_rows, hidden.y, hidden.y};
-  layer.attention.project(attended, from_y);
-  layer.mlp.run(from_y);
+  add(from_y, width, ranks, [&](const Hidden& half) { layer.attention.project(attended, half); });
+  add(from_y, width, ranks, [&](const Hidden& half) { layer.mlp.run(half); });
 }
 
 }  // namespace
@@ -139,7 +151,7 @@ void MlpHalf::run(const Hidden& hidden) const {
 
 void Layers::run(const float* x, int64_t stride, int64_t num_tokens, float* y,
                  const std::vector<const Cache*>& caches, const Step& step,
-                 const std::vector<int64_t>* read) const {
+                 const std::vector<int64_t>* read, Ranks* ranks) const {
   if (caches.size() != layers.size()) throw std::invalid_argument("caches of other layers");
   if (read != nullptr) check_ascend(*read, num_tokens);
   thread_local Room<float> turns;
@@ -147,14 +159,17 @@ void Layers::run(const float* x, int64_t stride, int64_t num_tokens, float* y,
   for (size_t i = 0; i < layers.size(); ++i) {
     const Layer& layer = layers[i];
     const Rotation& rotation = rotations.at(layer.rope);
-    const Hidden from_y = {y, layer.mlp.down.matrix.num_rows, num_tokens, y, y};
+    const int64_t width = layer.mlp.down.matrix.num_rows;
+    if (ranks != nullptr && stride != width) throw std::invalid_argument("rows with gaps between them");
+    const Hidden from_y = {y, width, num_tokens, y, y};
     const Hidden from_x = {x, stride, num_tokens, y, x};
     const Hidden& hidden = i == 0 ? from_x : from_y;
     if (read != nullptr && i + 1 == layers.size()) {
-      return run_for(*read, layer, hidden, rotation, *caches[i], step);
+      return run_for(*read, layer, hidden, rotation, *caches[i], step, ranks);
     }
-    layer.attention.run(hidden, rotation, *caches[i], step);
-    layer.mlp.run(from_y);
+    add(hidden, width, ranks,
+        [&](const Hidden& half) { layer.attention.run(half, rotation, *caches[i], step); });
+    add(from_y, width, ranks, [&](const Hidden& half) { layer.mlp.run(half); });
   }
 }
 

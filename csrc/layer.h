@@ -8,6 +8,7 @@
 
 #include "attention.h"
 #include "matrix.h"
+#include "ranks.h"
 #include "step.h"
 
 namespace shoal {
@@ -71,7 +72,8 @@ struct MlpHalf {
   void run(const Hidden& hidden) const;
 };
 
-// Layers that follow one another, each half plainly added to x.
+// Layers that follow one another, each half plainly added to x: alone, or what all ranks' halves, of which
+// these are one's, make of it together.
 struct Layers {
   struct Layer {
     AttentionHalf attention;
@@ -83,10 +85,11 @@ struct Layers {
   std::vector<Layer> layers;
 
   // x and y [num_tokens, hidden], rows of x `stride` floats apart; a cache for each layer. Of what the last
-  // layer makes only the rows `read`, ascending, come to y, without gaps; null: all.
+  // layer makes only the rows `read`, ascending, come to y, without gaps; null: all. `ranks` are null for
+  // who is alone; their rows of x have no gaps.
   void run(const float* x, int64_t stride, int64_t num_tokens, float* y,
            const std::vector<const Cache*>& caches, const Step& step,
-           const std::vector<int64_t>* read) const;
+           const std::vector<int64_t>* read, Ranks* ranks) const;
 };
 
 }  // namespace shoal

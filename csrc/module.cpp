@@ -1,5 +1,6 @@
 // Python's view. Tensors come as addresses: their owner has seen to type, shape and lifetime.
 #include <nanobind/nanobind.h>
+#include <nanobind/stl/function.h>
 #include <nanobind/stl/optional.h>
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/vector.h>
@@ -8,6 +9,7 @@
 #include "layer.h"
 #include "matrix.h"
 #include "pool.h"
+#include "ranks.h"
 #include "sample.h"
 #include "step.h"
 #include "table.h"
@@ -142,6 +144,17 @@ NB_MODULE(shoal_kernels, m) {
         nb::gil_scoped_release release;
         half.run({at<const float>(x), stride, num_tokens, at<float>(y), nullptr});
       });
+  nb::class_<Ranks>(m, "Ranks")
+      .def("__init__", [](Ranks* self, uintptr_t flags, uintptr_t slots, int rank, int num_ranks,
+                          int64_t slot_bytes, double poll_s, Ranks::Wait wait) {
+        new (self) Ranks(at<uint8_t>(flags), at<uint8_t>(slots), rank, num_ranks, slot_bytes,
+                         std::chrono::duration<double>(poll_s), std::move(wait));
+      })
+      .def("add", [](Ranks& ranks, uintptr_t part, int64_t count) {
+        nb::gil_scoped_release release;
+        ranks.add(at<float>(part), count, nullptr, at<float>(part));
+      })
+      .def_prop_ro("sent_bytes", &Ranks::sent_bytes);
   nb::class_<Layers>(m, "Layers")
       .def(nb::init<>())
       .def("add_rope", [](Layers& all, uintptr_t frequencies, int head_dim, float scaling) {
@@ -152,11 +165,12 @@ NB_MODULE(shoal_kernels, m) {
       })
       .def("run", [](const Layers& all, uintptr_t x, int64_t stride, int64_t num_tokens, uintptr_t y,
                      const std::vector<const Cache*>& caches, const Step& step,
-                     const std::optional<std::vector<int64_t>>& read) {
+                     const std::optional<std::vector<int64_t>>& read, Ranks* ranks) {
         nb::gil_scoped_release release;
         all.run(at<const float>(x), stride, num_tokens, at<float>(y), caches, step,
-                read ? &*read : nullptr);
-      }, "x"_a, "stride"_a, "num_tokens"_a, "y"_a, "caches"_a, "step"_a, "read"_a.none());
+                read ? &*read : nullptr, ranks);
+      }, "x"_a, "stride"_a, "num_tokens"_a, "y"_a, "caches"_a, "step"_a, "read"_a.none(),
+         "ranks"_a.none());
   m.def("find_turns", [](uintptr_t frequencies, int head_dim, float scaling,
                          const std::vector<int64_t>& positions, uintptr_t cos, uintptr_t sin) {
     find_turns({at<const float>(frequencies), head_dim, scaling}, positions, at<float>(cos),

@@ -15,13 +15,7 @@ import torch
 from shoal.compute.affine import Affine4
 from shoal.compute.kv_types import head_dim_of
 from shoal.compute.zeroed_memory import Slabs
-
-try:
-    import shoal_kernels
-except ImportError:
-    shoal_kernels = None
-
-kernels = shoal_kernels
+from shoal.kernels import kernels
 
 if TYPE_CHECKING:
     from shoal_kernels import Cache

@@ -13,10 +13,11 @@ from typing import TYPE_CHECKING
 import torch
 
 from shoal.compute import native
-from shoal.compute.native import GatedLinear, NativeLinear, NormedLinear, kernels
+from shoal.compute.native import GatedLinear, NativeLinear, NormedLinear
+from shoal.kernels import kernels
 
 if TYPE_CHECKING:
-    from shoal_kernels import Cache, Step
+    from shoal_kernels import Cache, Ranks, Step
 
 
 class NativeStep:
@@ -114,7 +115,8 @@ class NativeMLP:
 
 
 class NativeLayers:
-    """All layers of a shard, if nothing but addition lies between their halves."""
+    """All layers of a shard, if nothing but addition lies between their halves, be it of what all
+    tensor ranks make of x."""
 
     def __init__(
         self,
@@ -131,13 +133,19 @@ class NativeLayers:
             self._layers.add(attention.half, mlp.half, rope)
 
     def __call__(
-        self, x_TE: torch.Tensor, step: NativeStep, rows: list[int] | None = None
+        self,
+        x_TE: torch.Tensor,
+        step: NativeStep,
+        rows: list[int] | None = None,
+        ranks: Ranks | None = None,
     ) -> torch.Tensor:
-        """What the last layer makes of `rows`, ascending, or of all.
+        """What the last layer makes of `rows`, ascending, or of all; `ranks` add up their parts.
 
         Raises ValueError if the step has another number of rows, or caches of other layers;
-        IndexError for `rows` that it does not have.
+        IndexError for `rows` that it does not have; PeerLost if a rank does not come.
         """
         y_TE = torch.empty(x_TE.shape)
-        self._layers.run(*native.at(x_TE), y_TE.data_ptr(), step.caches, step.step, rows)
+        if ranks is not None:
+            x_TE = x_TE.contiguous()
+        self._layers.run(*native.at(x_TE), y_TE.data_ptr(), step.caches, step.step, rows, ranks)
         return y_TE if rows is None else y_TE[: len(rows)]

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from shoal.compute.native import is_plain, kernels
+from shoal.compute.native import is_plain
 from shoal.compute.race import LEAST_TEMPERATURE, LIKELY, draw_key
+from shoal.kernels import kernels
 from shoal.messages import Sampling, TokenLogprobs
 
 if TYPE_CHECKING:

@@ -15,6 +15,7 @@ from shoal.models.config import DecoderConfig
 from shoal.models.layers import Attend, DecoderLayer, RMSNorm
 from shoal.models.rope import NativeRotaryEmbedding, RotaryEmbedding
 from shoal.models.vocabulary import Head
+from shoal.parallel.communicator import Communicator, Solo
 from shoal.parallel.partition import Shard
 
 Part = TypeVar("Part")
@@ -34,6 +35,7 @@ class Decoder:
         embedding: Embedding | None = None,
         final_norm: RMSNorm | None = None,
         head: Head | None = None,
+        communicator: Communicator | None = None,
     ) -> None:
         self.config = config
         self.shard = shard
@@ -41,6 +43,7 @@ class Decoder:
         self.embedding = embedding
         self.final_norm = final_norm
         self.head = head
+        self._communicator = communicator or Solo()
         # Rounded to the dtype before it multiplies, as the models were trained.
         self._embedding_scale = torch.tensor(config.embedding_scale, dtype=dtype).item()
         ropes = [layer.rope for layer in config.layers[shard.layers.as_slice()]]
@@ -74,7 +77,9 @@ class Decoder:
             rows = None
         step = attend.native_step
         if self._native is not None and step is not None and native.is_plain(x_TE):
-            return self._native(x_TE, step, rows)
+            ranks = self._communicator.native_ranks
+            if ranks is not None or self._communicator.num_ranks == 1:
+                return self._native(x_TE, step, rows, ranks)
         rotations = [rotary(positions) for rotary in self._rotary]
         for layer, rope in zip(self.layers, self._rope_of_layer, strict=True):
             x_TE = layer(x_TE, rotations[rope], attend)

@@ -126,12 +126,13 @@ class Residual:
     """How what half a layer makes of x is added to x: summed over the tensor ranks, then normed.
 
     Neither, where there is one rank (`all_reduce` None) and no norm after the half.
+    `is_plain_sum`: no norm.
     """
 
     def __init__(self, all_reduce: AllReduce | None, norm: RMSNorm | None) -> None:
         self._all_reduce = all_reduce
         self._norm = norm
-        self.is_plain_sum = all_reduce is None and norm is None
+        self.is_plain_sum = norm is None
 
     def __call__(self, x_TE: torch.Tensor, y_TE: torch.Tensor) -> torch.Tensor:
         if self._all_reduce is not None:
@@ -154,7 +155,7 @@ class GatedMLP:
 
     @property
     def native_sum(self) -> NativeMLP | None:
-        """If what it makes of x is added to x, and nothing else done."""
+        """If what it makes of x, or all ranks do, is added to x, and nothing else done."""
         return self._native if self._residual.is_plain_sum else None
 
     def __call__(self, x_TE: torch.Tensor) -> torch.Tensor:
@@ -204,7 +205,7 @@ class Attention:
 
     @property
     def native_sum(self) -> NativeAttention | None:
-        """If what it makes of x is added to x, and nothing else done."""
+        """If what it makes of x, or all ranks do, is added to x, and nothing else done."""
         return self._native if self._residual.is_plain_sum else None
 
     def __call__(self, x_TE: torch.Tensor, rotation: Rotation, attend: Attend) -> torch.Tensor:

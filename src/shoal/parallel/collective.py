@@ -32,6 +32,8 @@ class TorchCollective:
     when the backend's own timeout has ended the call.
     """
 
+    native_ranks = None
+
     def __init__(
         self,
         backend: Literal["gloo", "nccl"],

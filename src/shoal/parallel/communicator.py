@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import torch
+
+if TYPE_CHECKING:
+    from shoal_kernels import Ranks
 
 
 class Communicator(Protocol):
@@ -24,6 +27,11 @@ class Communicator(Protocol):
     @property
     def sent_messages(self) -> int: ...
 
+    @property
+    def native_ranks(self) -> Ranks | None:
+        """By which kernels make the same sums in the midst of layers, where they can."""
+        ...
+
     def all_reduce(self, partial: torch.Tensor) -> torch.Tensor:
         """The sum over ranks, added in rank order so that every rank holds the same bits."""
         ...
@@ -42,6 +50,7 @@ class Solo:
     num_ranks = 1
     sent_bytes = 0
     sent_messages = 0
+    native_ranks = None
 
     def all_reduce(self, partial: torch.Tensor) -> torch.Tensor:
         return partial
@@ -68,6 +77,10 @@ class CurrentCommunicator:
     @property
     def sent_messages(self) -> int:
         return self.current.sent_messages
+
+    @property
+    def native_ranks(self) -> Ranks | None:
+        return self.current.native_ranks
 
     def all_reduce(self, partial: torch.Tensor) -> torch.Tensor:
         return self.current.all_reduce(partial)

@@ -32,6 +32,8 @@ class SocketExchange:
     profits from as well.
     """
 
+    native_ranks = None
+
     def __init__(
         self,
         rank: int,

@@ -113,6 +113,7 @@ class _DecoderBuilder:
             embedding=embedding,
             final_norm=self.final_norm if self.shard.is_last else None,
             head=head,
+            communicator=self.communicator,
         )
 
     @cached_property

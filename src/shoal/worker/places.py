@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from shoal.compute.attention import Group
-from shoal.compute.native import kernels
+from shoal.kernels import kernels
 from shoal.messages import Chunk
 
 if TYPE_CHECKING:
