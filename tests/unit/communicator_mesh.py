@@ -7,11 +7,13 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
+from types import ModuleType
 from typing import TypeVar
 
 import torch
 
 from shoal.config import WireFormat
+from shoal.kernels import kernels as native_kernels
 from shoal.parallel.channel import Channel
 from shoal.parallel.collective import TorchCollective
 from shoal.parallel.communicator import Communicator, Solo
@@ -20,6 +22,12 @@ from shoal.parallel.socket_exchange import SocketExchange
 
 T = TypeVar("T")
 SLOT_BYTES = 4096
+# By ranks with kernels where somebody built them, by ranks without, and by some of each.
+MEMORY_KERNELS: dict[str, Sequence[ModuleType | None]] = {
+    "memory": (native_kernels,),
+    "memory without kernels": (None,),
+    "memory of both kinds": (native_kernels, None),
+}
 
 
 def run_ranks(num_ranks: int, call: Callable[[int], T]) -> list[T]:
@@ -34,8 +42,8 @@ def connected(
 ) -> Iterator[Sequence[Communicator]]:
     if num_ranks == 1:
         ranks: Sequence[Communicator] = [Solo()]
-    elif kind == "memory":
-        ranks = shared_memory(num_ranks, folder, timeout_s=timeout_s)
+    elif kind in MEMORY_KERNELS:
+        ranks = shared_memory(num_ranks, folder, timeout_s=timeout_s, kernels=MEMORY_KERNELS[kind])
     elif kind == "sockets":
         ranks = socket_exchange(num_ranks, timeout_s=timeout_s)
     else:
@@ -47,10 +55,25 @@ def connected(
             rank.close()
 
 
-def shared_memory(num_ranks: int, folder: Path, *, timeout_s: float) -> list[SharedMemory]:
+def shared_memory(
+    num_ranks: int,
+    folder: Path,
+    *,
+    timeout_s: float,
+    slot_bytes: int = SLOT_BYTES,
+    kernels: Sequence[ModuleType | None] = (native_kernels,),
+) -> list[SharedMemory]:
+    """The ranks have these `kernels` in turn."""
+
     def connect(rank: int) -> SharedMemory:
         return SharedMemory(
-            rank, num_ranks, "test", slot_bytes=SLOT_BYTES, timeout_s=timeout_s, folder=folder
+            rank,
+            num_ranks,
+            "test",
+            slot_bytes=slot_bytes,
+            timeout_s=timeout_s,
+            folder=folder,
+            kernels=kernels[rank % len(kernels)],
         )
 
     return run_ranks(num_ranks, connect)

@@ -22,7 +22,8 @@ from hypothesis import strategies as st
 
 from shoal.errors import FrameError, InternalError, PeerLost
 
-KINDS = ["memory", "sockets", "gloo"]
+IN_MEMORY = ["memory", "memory without kernels", "memory of both kinds"]
+KINDS = [*IN_MEMORY, "sockets", "gloo"]
 DTYPES = [torch.float32, torch.bfloat16]
 # One row, odd ones, none, and some beyond a slot of 4096 bytes and what a socket sends directly.
 SHAPES = [(1, 576), (3, 7), (5, 1001), (0, 8), (2, 1024), (9, 1111), (1, 1)]
@@ -94,7 +95,7 @@ def test_strided_partials(kind: str, columns: int, tmp_path: Path) -> None:
 @given(
     seed=st.integers(0, 2**16),
     num_ranks=st.integers(2, 4),
-    kind=st.sampled_from(["memory", "sockets"]),
+    kind=st.sampled_from([*IN_MEMORY, "sockets"]),
     calls=st.lists(
         st.tuples(st.sampled_from(["sum", "gather"]), st.integers(1, 3), st.integers(1, 3000)),
         min_size=1,
@@ -168,7 +169,7 @@ def test_any_mix_of_modes(tmp_path: Path) -> None:
         assert [each.tolist() for each in run_ranks(2, both_modes)] == [[2.0] * 5] * 2
 
 
-@pytest.mark.parametrize("kind", ["memory", "sockets"])
+@pytest.mark.parametrize("kind", [*IN_MEMORY, "sockets"])
 def test_what_is_sent_is_counted(kind: str, tmp_path: Path) -> None:
     with connected(kind, 3, tmp_path) as ranks:
         run_ranks(3, lambda rank: ranks[rank].all_reduce(torch.ones(100)))

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
+from communicator_mesh import MEMORY_KERNELS, run_ranks, shared_memory
 from each_isa import by_avx2_and_avx512
 from msgspec.structs import replace
 from shared_models import ALL, CONFIG
@@ -24,6 +27,8 @@ from shoal.models.layers import (
     normed,
 )
 from shoal.models.rope import RotaryEmbedding
+from shoal.parallel.communicator import Communicator, Solo
+from shoal.parallel.shared_memory import SharedMemory
 from shoal.worker.batch import Batch
 from shoal.worker.kv_cache import KVCache
 from shoal.worker.runner import PagedAttend
@@ -41,8 +46,14 @@ CHUNKS = [
     Chunk(request_id=4, start=11, tokens=[0], block_ids=[14, 12, 13, 15], is_cached=True),
 ]
 BATCH = Batch(CHUNKS, BLOCK)
-# With the first, all layers are one call; with the second, each half is its own.
-RESIDUALS = (Residual(None, None), Residual(lambda y_TE: y_TE, None))
+ALONE = Residual(None, None)
+RESIDUALS = (ALONE, Residual(lambda y_TE: y_TE, None))
+
+
+class WithoutKernels(Solo):
+    """Ranks that kernels cannot add up: each half of a layer is a call of its own."""
+
+    num_ranks = 2
 
 
 @pytest.fixture
@@ -171,6 +182,13 @@ def layers_of(model: DecoderConfig, residual: Residual) -> list[DecoderLayer]:
     ]
 
 
+def decoder_of(
+    model: DecoderConfig, communicator: Communicator, residual: Residual = ALONE
+) -> Decoder:
+    layers = layers_of(model, residual)
+    return Decoder(model, ALL, dtype=torch.float32, layers=layers, communicator=communicator)
+
+
 def test_all_layers_at_once_are_what_each_of_them_makes(rng: torch.Generator) -> None:
     # Every other layer's heads are turned otherwise.
     other = replace(MODEL.layers[0].rope, theta=500.0)
@@ -180,9 +198,9 @@ def test_all_layers_at_once_are_what_each_of_them_makes(rng: torch.Generator) ->
     before_TE = x_TE.clone()
     state = rng.get_state()
     outputs, caches = [], []
-    for residual in RESIDUALS:
+    for communicator in (Solo(), WithoutKernels()):
         caches.append(cache_with_past(rng.set_state(state), torch.float16))
-        decoder = Decoder(model, ALL, dtype=torch.float32, layers=layers_of(model, residual))
+        decoder = decoder_of(model, communicator)
         attend = PagedAttend(caches[-1], BATCH)
         outputs.append(decoder(x_TE, BATCH.positions, attend))
         apart_TE = torch.zeros(len(x_TE), model.hidden_size + 3)[:, 1:-2].copy_(x_TE)
@@ -196,6 +214,36 @@ def test_all_layers_at_once_are_what_each_of_them_makes(rng: torch.Generator) ->
         assert torch.equal(kept, expected)
 
 
+@pytest.mark.parametrize("slot_bytes", [4096, 1 << 20])
+def test_ranks_add_up_in_the_midst_of_all_layers(
+    rng: torch.Generator, tmp_path: Path, slot_bytes: int
+) -> None:
+    """In one piece and in several, and as ranks do that add each half of a layer by itself."""
+    x_TE = torch.randn(len(BATCH.tokens), MODEL.hidden_size, generator=rng)
+    state = rng.get_state()
+    read = [1, 5, len(x_TE) - 1]
+    groups, sent_bytes = [], []
+    for kernels in MEMORY_KERNELS.values():
+        ranks = shared_memory(3, tmp_path, timeout_s=20, slot_bytes=slot_bytes, kernels=kernels)
+
+        def decoded(rank: int, ranks: list[SharedMemory] = ranks) -> list[torch.Tensor]:
+            decoder = decoder_of(MODEL, ranks[rank], Residual(ranks[rank].all_reduce, None))
+            own = torch.Generator().set_state(state)
+            attend = PagedAttend(cache_with_past(own, torch.float16), BATCH)
+            return [decoder(x_TE, BATCH.positions, attend, rows) for rows in (None, read, [])]
+
+        groups.append(run_ranks(3, decoded))
+        assert len({each.sent_bytes for each in ranks}) == 1
+        sent_bytes.append(ranks[0].sent_bytes)
+    first = groups[0][0]
+    for group in groups:
+        for outputs in group:
+            assert all(map(torch.equal, outputs, first))
+    assert torch.equal(first[1], first[0][read])
+    # Kernels leave out, in the last layer, rows that nobody reads.
+    assert sent_bytes[0] < sent_bytes[1] == sent_bytes[2]
+
+
 @pytest.mark.parametrize("kv_dtype", [torch.float16, torch.int8])
 def test_layers_give_the_same_bits_with_avx2_and_avx512(
     rng: torch.Generator, kv_dtype: torch.dtype
@@ -204,7 +252,7 @@ def test_layers_give_the_same_bits_with_avx2_and_avx512(
     state = rng.get_state()
 
     def decoded() -> torch.Tensor:
-        decoder = Decoder(MODEL, ALL, dtype=torch.float32, layers=layers_of(MODEL, RESIDUALS[0]))
+        decoder = decoder_of(MODEL, Solo())
         attend = PagedAttend(cache_with_past(rng.set_state(state), kv_dtype), BATCH)
         return decoder(x_TE, BATCH.positions, attend)
 
@@ -212,7 +260,7 @@ def test_layers_give_the_same_bits_with_avx2_and_avx512(
 
 
 def test_caches_of_other_layers_are_refused(rng: torch.Generator) -> None:
-    layers = [one for layer in layers_of(MODEL, RESIDUALS[0]) if (one := layer.native_halves)]
+    layers = [one for layer in layers_of(MODEL, ALONE) if (one := layer.native_halves)]
     ropes = [(torch.ones(MODEL.head_dim // 2), 1.0)]
     attend = PagedAttend(cache_with_past(rng, torch.float32), BATCH)
     x_TE = torch.zeros(len(BATCH.tokens), MODEL.hidden_size)
@@ -222,7 +270,7 @@ def test_caches_of_other_layers_are_refused(rng: torch.Generator) -> None:
 
 
 def test_rows_that_a_step_has_not_cannot_be_read(rng: torch.Generator) -> None:
-    decoder = Decoder(MODEL, ALL, dtype=torch.float32, layers=layers_of(MODEL, RESIDUALS[0]))
+    decoder = decoder_of(MODEL, Solo())
     attend = PagedAttend(cache_with_past(rng, torch.float32), BATCH)
     x_TE = torch.zeros(len(BATCH.tokens), MODEL.hidden_size)
     for rows in ([-1], [len(x_TE)], [1, 1], [2, 0]):
@@ -255,6 +303,6 @@ def test_tokens_that_no_block_holds_are_refused(chunk: Chunk) -> None:
 def test_a_slot_that_the_cache_has_not_is_refused(rng: torch.Generator) -> None:
     batch = Batch([Chunk(request_id=0, start=1, tokens=[0], block_ids=[16])], BLOCK)
     attend = PagedAttend(cache_with_past(rng, torch.float32), batch)
-    decoder = Decoder(MODEL, ALL, dtype=torch.float32, layers=layers_of(MODEL, RESIDUALS[0]))
+    decoder = decoder_of(MODEL, Solo())
     with pytest.raises(IndexError, match="a slot"):
         decoder(torch.zeros(1, MODEL.hidden_size), batch.positions, attend)

@@ -26,6 +26,9 @@ if TYPE_CHECKING:
     from shoal_kernels import Ranks
 
 _PAGE_BYTES = 4096
+# What a rank says of itself in its flag's line: two widths, in turn, and whether it has kernels.
+_WIDTH_AT = 1
+_KERNELS_AT = 3
 
 
 class SharedMemory:
@@ -92,15 +95,18 @@ class SharedMemory:
         self._dtype: torch.dtype | None = None
         self._reduced_bytes = 0
         self._views: tuple[ReduceViews, ReduceViews]
+        self._words[rank * WORDS_PER_LINE + _KERNELS_AT] = int(kernels is not None)
         try:
             self._flags.exchange()
         finally:
             segment.unlink()
+        self._all_native = all(self._said(_KERNELS_AT))
 
     @property
     def native_ranks(self) -> Ranks | None:
+        """If all ranks have kernels: those leave out rows that nobody reads, others add them up."""
         self._flags.check_open()
-        return self._native
+        return self._native if self._all_native else None
 
     @property
     def sent_bytes(self) -> int:
@@ -117,9 +123,10 @@ class SharedMemory:
 
         float32 and bfloat16, which is summed in float32 and rounded once.
         """
-        ranks = self.native_ranks
-        if ranks is not None and partial.dtype is torch.float32 and partial.is_contiguous():
-            ranks.add(partial.data_ptr(), partial.numel())
+        self._flags.check_open()
+        is_plain = partial.dtype is torch.float32 and partial.is_contiguous()
+        if self._native is not None and is_plain:
+            self._native.add(partial.data_ptr(), partial.numel())
             return partial
         if partial.shape != self._shape or partial.dtype is not self._dtype:
             if partial.nbytes > self._slot_bytes:
@@ -134,11 +141,11 @@ class SharedMemory:
 
     def gather(self, part: torch.Tensor) -> list[torch.Tensor] | None:
         flat = _as_bytes(part.contiguous())
-        width_at = 1 + (self._flags.sequence & 1)
+        width_at = _WIDTH_AT + (self._flags.sequence & 1)
         self._words[self.rank * WORDS_PER_LINE + width_at] = part.shape[-1]
         self._write(flat, 0)
         self._flags.exchange()
-        widths = [self._words[r * WORDS_PER_LINE + width_at] for r in range(self.num_ranks)]
+        widths = self._said(width_at)
         row_bytes = part.shape[:-1].numel() * part.element_size()
         parts = self._make_parts(part, widths)
         buffers = [_as_bytes(each) for each in parts]
@@ -159,6 +166,9 @@ class SharedMemory:
         The memory is unmapped with the last reference to this object.
         """
         self._flags.close()
+
+    def _said(self, word: int) -> list[int]:
+        return [self._words[rank * WORDS_PER_LINE + word] for rank in range(self.num_ranks)]
 
     def _prepare(self, partial: torch.Tensor) -> None:
         """Views of the slots in this shape, kept until another shape comes."""
