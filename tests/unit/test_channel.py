@@ -78,6 +78,23 @@ def test_a_body_is_received_in_place(pair: tuple[Channel, Channel]) -> None:
         assert buffer == b"x" * num_bytes
 
 
+@pytest.mark.parametrize("comes_after_s", [0.0, 0.02, 0.2])
+def test_who_looks_before_it_sleeps_gets_the_frame_all_the_same(
+    pair: tuple[Channel, Channel], comes_after_s: float
+) -> None:
+    sender, receiver = pair
+    sender.send(b"first", b"1")
+    buffer = bytearray(1)
+    assert receiver.receive_into(buffer, SOON_S, poll_s=0.1) == b"first"
+    sending = threading.Timer(comes_after_s, sender.send, (b"second", b"2"))
+    sending.start()
+    assert receiver.receive_into(buffer, SOON_S, poll_s=0.1) == b"second"
+    assert buffer == b"2"
+    sending.join()
+    with pytest.raises(PeerLost, match=r"silent for 0\.05 s"):
+        receiver.receive_into(buffer, 0.05, poll_s=0.01)
+
+
 def test_a_body_of_another_length_is_refused(pair: tuple[Channel, Channel]) -> None:
     sender, receiver = pair
     sender.send(b"", b"four")

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import os
+import select
 import socket
 import ssl
 import threading
@@ -46,6 +48,8 @@ class Channel:
         # What arrived and is not taken yet lies at [_start, _stop).
         self._inbox = memoryview(bytearray(_INBOX_BYTES))
         self._start = self._stop = 0
+        self._poll = select.poll()
+        self._poll.register(stream, select.POLLIN)
         self._armed_s = stream.gettimeout()
         self._patient = False
         self._closed = False
@@ -79,11 +83,22 @@ class Channel:
             self._fill(memoryview(body), deadline)
             return header, body
 
-    def receive_into(self, buffer: bytearray | memoryview, timeout_s: float | None = None) -> bytes:
-        """The next frame's header; its body fills `buffer` exactly, or FrameError is raised."""
+    def receive_into(
+        self,
+        buffer: bytearray | memoryview,
+        timeout_s: float | None = None,
+        *,
+        poll_s: float = 0.0,
+    ) -> bytes:
+        """The next frame's header; its body fills `buffer` exactly, or FrameError is raised.
+
+        `poll_s` is how long it looks for the frame, yielding its core, before it sleeps: to be
+        woken takes tens of microseconds.
+        """
         view = memoryview(buffer).cast("B")
         with self._receiving:
             deadline = _Deadline(timeout_s)
+            self._look(poll_s)
             header, body_bytes = self._receive_header(deadline)
             if body_bytes != len(view):
                 raise self._broken(f"a body of {body_bytes} bytes where {len(view)} are due")
@@ -112,6 +127,13 @@ class Channel:
     def _shut(self) -> None:
         self._closed = True
         hang_up(self._stream)
+
+    def _look(self, poll_s: float) -> None:
+        if self._stop > self._start:
+            return
+        end_s = time.monotonic() + poll_s
+        while time.monotonic() < end_s and not self._poll.poll(0):
+            os.sched_yield()
 
     def _receive_header(self, deadline: _Deadline) -> tuple[bytes, int]:
         if self._closed:

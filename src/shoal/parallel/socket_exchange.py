@@ -22,6 +22,8 @@ _DIRECT_BYTES = 16 * 1024
 # A sum's frames have no header: one system call less for the receiver.
 _SUM, _PART = b"", b"part"
 _WIDTH_BYTES = 8
+# Most sums of a decode step are on their way for less.
+_POLL_S = 0.0001
 
 
 class SocketExchange:
@@ -115,7 +117,7 @@ class SocketExchange:
             else:
                 sending.append(self._submit(channel, own))
         for channel, buffer in zip(self._receivers, buffers, strict=True):
-            header = channel.receive_into(buffer, self._timeout_s)
+            header = channel.receive_into(buffer, self._timeout_s, poll_s=_POLL_S)
             if header != _SUM:
                 raise FrameError(f"{channel.peer} sent {header[:16]!r} where a sum is due")
         for future in sending:
