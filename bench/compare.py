@@ -1,7 +1,8 @@
 """Before and after: `python -m bench.compare --before SIDE [--after SIDE] [--rounds N]`.
 
 A side is a git revision, or `.` for the working tree, and settings if any: in capitals an
-environment variable, else an argument of `shoal.LLM`, as in `--before "HEAD~1 quantize=int8"`.
+environment variable, else an argument of `shoal.LLM`, as in `--before "HEAD~1 quantize=int8"` or
+`--after '. split={"tensor":2}'`.
 Method: each side in a process of its own, with its own source, both loaded, one of them computing
 at a time. A round gives both the same prompts, beginning with the other one each round; ratios are
 of one round. Native kernels are those that are installed; `PYTHONPATH=folder` in a side gives it

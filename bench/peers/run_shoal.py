@@ -5,19 +5,20 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
+import msgspec
+
 import shoal
 from bench.peers.protocol import Calls, Settings, Streams, serve
 from shoal import LLM, SamplingParams
+from shoal.config import Split
 from shoal.evaluate.perplexity import english_text, measure_perplexity
 
 
 def load(settings: Settings) -> tuple[dict[str, Any], Calls]:
-    llm = LLM(
-        settings["weights"],
-        num_threads=settings["threads"],
-        kv_memory="512MiB",
-        **settings.get("options", {}),
-    )
+    options = {"num_threads": settings["threads"], **settings.get("options", {})}
+    if "split" in options:
+        options["split"] = msgspec.convert(options["split"], Split)
+    llm = LLM(settings["weights"], kv_memory="512MiB", **options)
 
     def generate(prompts: list[list[int]], new_tokens: int) -> dict[str, Any]:
         return asyncio.run(follow_all(llm, prompts, new_tokens))
