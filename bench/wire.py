@@ -5,7 +5,8 @@ prompts too) and by the steps. Counted are frames: header, body and their prefix
 the system put around them.
 The least: hidden states cross to each worker of the next stage once, as hidden size × 4 bytes per
 token, in one message per step; a sum takes as much from each rank to each of the others, twice per
-layer and once for the embedding; and logits reach rank 0 from the ranks that computed them.
+layer and once for the embedding; and logits reach rank 0 from the ranks that computed them. Kernels
+that leave out, in the last layer, rows whose states nobody reads can be below that.
 """
 
 from __future__ import annotations

@@ -13,6 +13,7 @@ from shared_models import ALL, CONFIG
 
 from shoal.compute.native import Activation, NativeLinear
 from shoal.compute.native_layer import NativeLayers
+from shoal.errors import PeerLost
 from shoal.messages import Chunk
 from shoal.models.config import DecoderConfig, decoder_config
 from shoal.models.decoder import Decoder
@@ -242,6 +243,21 @@ def test_ranks_add_up_in_the_midst_of_all_layers(
     assert torch.equal(first[1], first[0][read])
     # Kernels leave out, in the last layer, rows that nobody reads.
     assert sent_bytes[0] < sent_bytes[1] == sent_bytes[2]
+
+
+def test_a_rank_that_does_not_come_in_the_midst_of_layers_is_lost(
+    rng: torch.Generator, tmp_path: Path
+) -> None:
+    x_TE = torch.randn(len(BATCH.tokens), MODEL.hidden_size, generator=rng)
+    attend = PagedAttend(cache_with_past(rng, torch.float16), BATCH)
+    waits, _ = shared_memory(2, tmp_path, timeout_s=0.2)
+    decoder = decoder_of(MODEL, waits, Residual(waits.all_reduce, None))
+    assert waits.native_ranks is not None
+    with pytest.raises(PeerLost, match="rank 1 has been silent"):
+        decoder(x_TE, BATCH.positions, attend)
+    waits.close()
+    with pytest.raises(PeerLost, match="has closed"):
+        decoder(x_TE, BATCH.positions, attend)
 
 
 @pytest.mark.parametrize("kv_dtype", [torch.float16, torch.int8])

@@ -67,11 +67,7 @@ class SharedMemory:
         self._slot_bytes = slot_bytes = -(-slot_bytes // _PAGE_BYTES) * _PAGE_BYTES
         flag_bytes = -(-num_ranks * LINE_BYTES // _PAGE_BYTES) * _PAGE_BYTES
         num_bytes = flag_bytes + num_ranks * 2 * slot_bytes
-        if rank == 0:
-            segment = shared_segment.create(session, num_bytes, folder)
-        else:
-            deadline_s = time.monotonic() + timeout_s
-            segment = shared_segment.attach(session, num_bytes, deadline_s, folder, is_over)
+        segment = _open(session, rank, num_bytes, timeout_s, folder, is_over)
         memory = np.frombuffer(segment.memory, dtype=np.uint8)
         # A memoryview's words: read and written in 25 ns, by one 8-byte move each.
         self._words = memoryview(segment.memory)[:flag_bytes].cast("Q")
@@ -79,17 +75,7 @@ class SharedMemory:
         self._flags = Flags(
             self._words, rank, num_ranks, timeout_s=timeout_s, poll_s=poll_s, is_over=is_over
         )
-        self._native: Ranks | None = None
-        if kernels is not None:
-            self._native = kernels.Ranks(
-                memory.ctypes.data,
-                self._slots.ctypes.data,
-                rank,
-                num_ranks,
-                slot_bytes,
-                poll_s,
-                self._flags.wait,
-            )
+        self._native = None if kernels is None else self._ranks(kernels, memory, poll_s)
         self._sent_bytes = 0
         self._shape: torch.Size | None = None
         self._dtype: torch.dtype | None = None
@@ -167,6 +153,20 @@ class SharedMemory:
         """
         self._flags.close()
 
+    def _ranks(
+        self, kernels: ModuleType, memory: np.ndarray[Any, Any], poll_s: float
+    ) -> Ranks | None:
+        ranks: Ranks = kernels.Ranks(
+            memory.ctypes.data,
+            self._slots.ctypes.data,
+            self.rank,
+            self.num_ranks,
+            self._slot_bytes,
+            poll_s,
+            self._flags.wait,
+        )
+        return ranks
+
     def _said(self, word: int) -> list[int]:
         return [self._words[rank * WORDS_PER_LINE + word] for rank in range(self.num_ranks)]
 
@@ -203,6 +203,20 @@ class SharedMemory:
         for slot, buffer in zip(slots[1:], buffers[1:], strict=False):
             piece = buffer[start : start + self._slot_bytes]
             piece[:] = slot[: piece.size]
+
+
+def _open(
+    session: str,
+    rank: int,
+    num_bytes: int,
+    timeout_s: float,
+    folder: Path | None,
+    is_over: Callable[[], bool],
+) -> shared_segment.Segment:
+    if rank == 0:
+        return shared_segment.create(session, num_bytes, folder)
+    deadline_s = time.monotonic() + timeout_s
+    return shared_segment.attach(session, num_bytes, deadline_s, folder, is_over)
 
 
 def _as_bytes(tensor: torch.Tensor) -> np.ndarray[Any, Any]:
