@@ -8,6 +8,7 @@ namespace shoal {
 // Weights are held in tiles of so many rows, and in groups of so many columns.
 constexpr int kTile = 16;
 constexpr int kGroup = 32;
+constexpr int kMostBlockRows = 8;
 // Of scores that are held at a time: queries times the heads that share a kv head.
 constexpr int kMostRows = 128;
 
@@ -133,10 +134,11 @@ struct Isa {
   void (*rms_norm)(const float* x, const float* weight, float eps, int64_t width, float* out);
   void (*gate)(const float* gate, const float* up, Activation activation, int64_t width,
                float* out);
-  // So many rows share each weight that is unpacked, as many as leave their sums in registers.
+  // So many rows share each weight that is unpacked, as many as leave their sums in registers; four
+  // or eight.
   int block_rows;
-  // A row in a block of `num_rows`; `width` may end within a group: the rest of it is zero.
-  void (*quantize)(const float* x, int64_t width, int num_rows, CodesAt to);
+  // The rows of a block; `width` may end within a group: the rest of it is zero.
+  void (*quantize)(const float* const* rows, int64_t width, int num_rows, CodesAt block);
   void (*tile4)(const uint8_t* tile, const Codes& x, const TileOut& out);
   void (*tile8)(const uint8_t* tile, const Codes& x, const TileOut& out);
   // A token's heads, x [num_heads, head_dim], `head_dim` a multiple of 8; by CacheType, as below.

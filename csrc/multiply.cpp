@@ -20,11 +20,10 @@ struct Scratch {
   Room<int32_t> totals;
 };
 
-// One row as floats, in `own` if they are not x as it is.
-const float* floats(const Rows& rows, int64_t row, int64_t width, Room<float>& own) {
+// One row as floats, in `made` if they are not x as it is.
+const float* floats(const Rows& rows, int64_t row, int64_t width, float* made) {
   const float* x = rows.x + row * rows.stride;
   if (rows.kind == Rows::Kind::kPlain) return x;
-  float* made = own.of(width);
   if (rows.kind == Rows::Kind::kNormed) {
     isa().rms_norm(x, rows.norm_weight, rows.eps, width, made);
   } else {
@@ -45,9 +44,10 @@ Codes quantize(const Rows& rows, int64_t width, int64_t num_groups, Scratch& scr
     thread_local Room<float> own;
     const int64_t first = block * block_rows;
     const int count = static_cast<int>(std::min(block_rows, rows.num_rows - first));
-    for (int i = 0; i < count; ++i) {
-      isa().quantize(floats(rows, first + i, width, own), width, count, codes.block(first).row(i));
-    }
+    float* made = own.of(count * width);
+    const float* each[kMostBlockRows];
+    for (int i = 0; i < count; ++i) each[i] = floats(rows, first + i, width, made + i * width);
+    isa().quantize(each, width, count, codes.block(first));
   });
   return codes;
 }
