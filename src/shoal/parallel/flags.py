@@ -17,8 +17,8 @@ _MAX_SLEEP_S = 0.001
 
 
 class Flags:
-    """A rank's flag counts the messages it has written. It holds nothing but the flags' memory, so
-    that kernels can hold its `wait`, and whoever has the kernels can hold the flags.
+    """A rank's flag counts the messages it has written. Kernels hold its `wait`, and it holds none
+    of them: no circle keeps what is mapped.
     """
 
     def __init__(

@@ -153,9 +153,7 @@ class SharedMemory:
         """
         self._flags.close()
 
-    def _ranks(
-        self, kernels: ModuleType, memory: np.ndarray[Any, Any], poll_s: float
-    ) -> Ranks | None:
+    def _ranks(self, kernels: ModuleType, memory: np.ndarray[Any, Any], poll_s: float) -> Ranks:
         ranks: Ranks = kernels.Ranks(
             memory.ctypes.data,
             self._slots.ctypes.data,
