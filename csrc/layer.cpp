@@ -66,14 +66,18 @@ void take(const std::vector<int64_t>& rows, const float* from, int64_t stride, i
   }
 }
 
+float* room_for_part(int64_t num_floats) {
+  thread_local Room<float> room;
+  return room.of(num_floats);
+}
+
 // `half` of a layer, added to what it is added to.
 template <class Half>
 void add(const Hidden& hidden, int64_t width, Ranks* ranks, const Half& half) {
   if (ranks == nullptr) return half(hidden);
-  thread_local Room<float> room;
   const int64_t count = hidden.num_tokens * width;
   float* part = ranks->place(count);
-  if (part == nullptr) part = room.of(count);
+  if (part == nullptr) part = room_for_part(count);
   half({hidden.x, hidden.stride, hidden.num_tokens, part, nullptr});
   ranks->add(part, count, hidden.onto, hidden.y);
 }
@@ -160,7 +164,8 @@ void Layers::run(const float* x, int64_t stride, int64_t num_tokens, float* y,
     const Layer& layer = layers[i];
     const Rotation& rotation = rotations.at(layer.rope);
     const int64_t width = layer.mlp.down.matrix.num_rows;
-    if (ranks != nullptr && stride != width) throw std::invalid_argument("rows with gaps between them");
+    const bool has_gaps = num_tokens > 1 && stride != width;
+    if (ranks != nullptr && has_gaps) throw std::invalid_argument("rows with gaps between them");
     const Hidden from_y = {y, width, num_tokens, y, y};
     const Hidden from_x = {x, stride, num_tokens, y, x};
     const Hidden& hidden = i == 0 ? from_x : from_y;

@@ -25,8 +25,10 @@ def by_avx2_and_avx512(compute: Callable[[], torch.Tensor]) -> list[torch.Tensor
     if "avx512-vnni" not in kernels.isas():
         pytest.skip("this processor has no VNNI")
     before, computed = kernels.isa(), []
-    for name in ("avx2", "avx512-vnni"):
-        kernels.choose_isa(name)
-        computed.append(compute())
-    kernels.choose_isa(before)
+    try:
+        for name in ("avx2", "avx512-vnni"):
+            kernels.choose_isa(name)
+            computed.append(compute())
+    finally:
+        kernels.choose_isa(before)
     return computed

@@ -67,15 +67,19 @@ def test_a_product_is_that_of_the_rounded_numbers(
             assert error(linear(x_MK), expected) < (2e-3 if given is not weight_NK else 1e-2)
 
 
-def test_a_row_is_the_same_in_any_company(rng: torch.Generator) -> None:
-    weight_NK = torch.randn(40, 64, generator=rng)
-    x_MK = torch.randn(max(ROWS), 64, generator=rng)
-    for linear in (NativeLinear(weight_NK), NativeLinear(blocks_of(weight_NK))):
+@pytest.mark.parametrize("columns", [50, 64, 96, 330])
+def test_a_row_is_the_same_in_any_company(rng: torch.Generator, columns: int) -> None:
+    weight_NK = torch.randn(40, columns, generator=rng)
+    blocks = [blocks_of(weight_NK)] if columns % 32 == 0 else []
+    x_MK = torch.randn(max(ROWS), columns, generator=rng)
+    for given in (weight_NK, *blocks):
+        linear = NativeLinear(given)
         every = linear(x_MK)
         for num_rows in ROWS:
             assert torch.equal(linear(x_MK[-num_rows:]), every[-num_rows:])
-        assert torch.equal(linear(x_MK[3]), every[3])
-        assert torch.equal(linear(torch.zeros(2, 64)), torch.zeros(2, 40))
+        for row in range(len(x_MK)):
+            assert torch.equal(linear(x_MK[row]), every[row])
+        assert torch.equal(linear(torch.zeros(2, columns)), torch.zeros(2, 40))
 
 
 @pytest.mark.parametrize("columns", [64, 50, 576])

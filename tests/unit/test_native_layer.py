@@ -167,8 +167,8 @@ def test_an_mlp_at_once_is_what_its_parts_make(
         assert torch.equal(GatedMLP(gate_up, down, activation, residual)(x_TE), expected_TE)
 
 
-def layers_of(model: DecoderConfig, residual: Residual) -> list[DecoderLayer]:
-    rng = torch.Generator().manual_seed(5)
+def layers_of(model: DecoderConfig, residual: Residual, seed: int = 5) -> list[DecoderLayer]:
+    rng = torch.Generator().manual_seed(seed)
     return [
         DecoderLayer(
             attention(rng, model, residual, with_bias=True, with_qk_norm=False, layer=layer),
@@ -184,9 +184,9 @@ def layers_of(model: DecoderConfig, residual: Residual) -> list[DecoderLayer]:
 
 
 def decoder_of(
-    model: DecoderConfig, communicator: Communicator, residual: Residual = ALONE
+    model: DecoderConfig, communicator: Communicator, residual: Residual = ALONE, seed: int = 5
 ) -> Decoder:
-    layers = layers_of(model, residual)
+    layers = layers_of(model, residual, seed)
     return Decoder(model, ALL, dtype=torch.float32, layers=layers, communicator=communicator)
 
 
@@ -221,15 +221,15 @@ def test_ranks_add_up_in_the_midst_of_all_layers(
 ) -> None:
     """In one piece and in several, and as ranks do that add each half of a layer by itself."""
     x_TE = torch.randn(len(BATCH.tokens), MODEL.hidden_size, generator=rng)
-    state = rng.get_state()
     read = [1, 5, len(x_TE) - 1]
     groups, sent_bytes = [], []
     for kernels in MEMORY_KERNELS.values():
         ranks = shared_memory(3, tmp_path, timeout_s=20, slot_bytes=slot_bytes, kernels=kernels)
 
         def decoded(rank: int, ranks: list[SharedMemory] = ranks) -> list[torch.Tensor]:
-            decoder = decoder_of(MODEL, ranks[rank], Residual(ranks[rank].all_reduce, None))
-            own = torch.Generator().set_state(state)
+            residual = Residual(ranks[rank].all_reduce, None)
+            decoder = decoder_of(MODEL, ranks[rank], residual, seed=rank)
+            own = torch.Generator().manual_seed(rank)
             attend = PagedAttend(cache_with_past(own, torch.float16), BATCH)
             return [decoder(x_TE, BATCH.positions, attend, rows) for rows in (None, read, [])]
 

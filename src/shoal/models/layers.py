@@ -196,7 +196,7 @@ class Attention:
         self._qkv = qkv
         self._output = output
         self._qk_norm = qk_norm
-        self._native = self._as_native(num_kv_heads)
+        self._native = self._as_native(config, num_kv_heads)
         self._residual = residual
 
     @property
@@ -233,11 +233,12 @@ class Attention:
         )
         return self._output(out_THD.reshape(num_tokens, -1))
 
-    def _as_native(self, num_kv_heads: int) -> NativeAttention | None:
+    def _as_native(self, config: DecoderConfig, num_kv_heads: int) -> NativeAttention | None:
         qkv, output, qk_norm = self._qkv, self._output, self._qk_norm
         if not (isinstance(qkv, NormedLinear) and isinstance(output, NativeLinear)):
             return None
-        if self._num_heads > native.MOST_HEADS * num_kv_heads:
+        # The model's, so that all tensor ranks decide alike: a part has no more heads to a KV head.
+        if config.num_heads > native.MOST_HEADS * config.num_kv_heads:
             return None
         return NativeAttention(
             qkv,

@@ -72,11 +72,12 @@ class Flags:
         fence.release()
         fence.acquire()
 
-    def wait(self, peer: int, sequence: int) -> None:
-        """Return once `peer` has written message `sequence`. Raises PeerLost."""
+    def wait(self, peer: int, sequence: int, *, looked_s: float = 0.0) -> None:
+        """Return once `peer` has written message `sequence`, for which the caller has looked for
+        `looked_s`. Raises PeerLost."""
         words, flag = self._words, peer * WORDS_PER_LINE
         clock = time.monotonic
-        started_s = clock()
+        started_s = clock() - looked_s
         while words[flag] < sequence:
             if self._closed:
                 raise PeerLost(f"rank {self._rank} closed its shared memory while it waited")

@@ -7,6 +7,7 @@ here for who has none is written for few Python steps rather than for generality
 
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -110,8 +111,7 @@ class SharedMemory:
         float32 and bfloat16, which is summed in float32 and rounded once.
         """
         self._flags.check_open()
-        is_plain = partial.dtype is torch.float32 and partial.is_contiguous()
-        if self._native is not None and is_plain:
+        if self._native is not None and _is_for_kernels(partial):
             self._native.add(partial.data_ptr(), partial.numel())
             return partial
         if partial.shape != self._shape or partial.dtype is not self._dtype:
@@ -161,7 +161,7 @@ class SharedMemory:
             self.num_ranks,
             self._slot_bytes,
             poll_s,
-            self._flags.wait,
+            functools.partial(self._flags.wait, looked_s=poll_s),
         )
         return ranks
 
@@ -215,6 +215,10 @@ def _open(
         return shared_segment.create(session, num_bytes, folder)
     deadline_s = time.monotonic() + timeout_s
     return shared_segment.attach(session, num_bytes, deadline_s, folder, is_over)
+
+
+def _is_for_kernels(partial: torch.Tensor) -> bool:
+    return partial.dtype is torch.float32 and partial.is_contiguous() and partial.is_cpu
 
 
 def _as_bytes(tensor: torch.Tensor) -> np.ndarray[Any, Any]:
