@@ -356,7 +356,7 @@ def test_a_run_ends_with_its_report(
     fleet = FakeFleet(value=fake_status(nodes=(node,), workers=workers))
     with serving(fleet, tmp_path), running_server(Roomy(turn)) as url:
         result = chaos(
-            tmp_path, "--url", url, "--kill-every", "0.05s", "--for", "0.5s", "--streams", "3"
+            tmp_path, "--url", url, "--kill-every", "0.05s", "--for", "2s", "--streams", "3"
         )
     *_, last = result.stdout.splitlines()
     record = json.loads(last)
