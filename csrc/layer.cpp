@@ -75,6 +75,8 @@ float* room_for_part(int64_t num_floats) {
 template <class Half>
 void add(const Hidden& hidden, int64_t width, Ranks* ranks, const Half& half) {
   if (ranks == nullptr) return half(hidden);
+  const bool has_gaps = hidden.num_tokens > 1 && hidden.stride != width;
+  if (has_gaps) throw std::invalid_argument("rows with gaps between them");
   const int64_t count = hidden.num_tokens * width;
   float* part = ranks->place(count);
   if (part == nullptr) part = room_for_part(count);
@@ -164,8 +166,6 @@ void Layers::run(const float* x, int64_t stride, int64_t num_tokens, float* y,
     const Layer& layer = layers[i];
     const Rotation& rotation = rotations.at(layer.rope);
     const int64_t width = layer.mlp.down.matrix.num_rows;
-    const bool has_gaps = num_tokens > 1 && stride != width;
-    if (ranks != nullptr && has_gaps) throw std::invalid_argument("rows with gaps between them");
     const Hidden from_y = {y, width, num_tokens, y, y};
     const Hidden from_x = {x, stride, num_tokens, y, x};
     const Hidden& hidden = i == 0 ? from_x : from_y;

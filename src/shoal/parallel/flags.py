@@ -12,7 +12,7 @@ from shoal.errors import PeerLost
 # Twice a cache line since processors fetch pairs: a writer must not slow others. csrc/ranks.cpp
 # reads and writes flags as well.
 LINE_BYTES = 128
-WORDS_PER_LINE = LINE_BYTES // 8
+_WORDS_PER_LINE = LINE_BYTES // 8
 _MAX_SLEEP_S = 0.001
 
 
@@ -33,7 +33,8 @@ class Flags:
     ) -> None:
         self._words = words
         self._rank = rank
-        self._own = rank * WORDS_PER_LINE
+        self._num_ranks = num_ranks
+        self._own = rank * _WORDS_PER_LINE
         self._peers = [peer for peer in range(num_ranks) if peer != rank]
         self._timeout_s = timeout_s
         self._poll_s = poll_s
@@ -46,6 +47,14 @@ class Flags:
     def sequence(self) -> int:
         """Messages that this rank has written."""
         return self._words[self._own]
+
+    def say(self, word: int, value: int) -> None:
+        """Beside this rank's flag, from word 1 on; the others may read it after an exchange."""
+        self._words[self._own + word] = value
+
+    def said(self, word: int) -> list[int]:
+        """By every rank."""
+        return [self._words[rank * _WORDS_PER_LINE + word] for rank in range(self._num_ranks)]
 
     def check_open(self) -> None:
         if self._closed:
@@ -67,7 +76,7 @@ class Flags:
         fence.acquire()
         words[self._own] = sequence
         for peer in self._peers:
-            if words[peer * WORDS_PER_LINE] < sequence:
+            if words[peer * _WORDS_PER_LINE] < sequence:
                 self.wait(peer, sequence)
         fence.release()
         fence.acquire()
@@ -75,7 +84,7 @@ class Flags:
     def wait(self, peer: int, sequence: int, *, looked_s: float = 0.0) -> None:
         """Return once `peer` has written message `sequence`, for which the caller has looked for
         `looked_s`. Raises PeerLost."""
-        words, flag = self._words, peer * WORDS_PER_LINE
+        words, flag = self._words, peer * _WORDS_PER_LINE
         clock = time.monotonic
         started_s = clock() - looked_s
         while words[flag] < sequence:

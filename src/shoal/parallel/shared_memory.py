@@ -20,14 +20,14 @@ import torch
 from shoal.errors import InternalError
 from shoal.kernels import kernels as native_kernels
 from shoal.parallel import shared_segment
-from shoal.parallel.flags import LINE_BYTES, WORDS_PER_LINE, Flags
+from shoal.parallel.flags import LINE_BYTES, Flags
 from shoal.parallel.slot_views import ReduceViews, reduce_views
 
 if TYPE_CHECKING:
     from shoal_kernels import Ranks
 
 _PAGE_BYTES = 4096
-# What a rank says of itself in its flag's line: two widths, in turn, and whether it has kernels.
+# What a rank says beside its flag: two widths, in turn, and whether it has kernels.
 _WIDTH_AT = 1
 _KERNELS_AT = 3
 
@@ -71,10 +71,10 @@ class SharedMemory:
         segment = _open(session, rank, num_bytes, timeout_s, folder, is_over)
         memory = np.frombuffer(segment.memory, dtype=np.uint8)
         # A memoryview's words: read and written in 25 ns, by one 8-byte move each.
-        self._words = memoryview(segment.memory)[:flag_bytes].cast("Q")
+        words = memoryview(segment.memory)[:flag_bytes].cast("Q")
         self._slots = memory[flag_bytes:].reshape(2, num_ranks, slot_bytes)
         self._flags = Flags(
-            self._words, rank, num_ranks, timeout_s=timeout_s, poll_s=poll_s, is_over=is_over
+            words, rank, num_ranks, timeout_s=timeout_s, poll_s=poll_s, is_over=is_over
         )
         self._native = None if kernels is None else self._ranks(kernels, memory, poll_s)
         self._sent_bytes = 0
@@ -82,12 +82,12 @@ class SharedMemory:
         self._dtype: torch.dtype | None = None
         self._reduced_bytes = 0
         self._views: tuple[ReduceViews, ReduceViews]
-        self._words[rank * WORDS_PER_LINE + _KERNELS_AT] = int(kernels is not None)
+        self._flags.say(_KERNELS_AT, int(kernels is not None))
         try:
             self._flags.exchange()
         finally:
             segment.unlink()
-        self._all_native = all(self._said(_KERNELS_AT))
+        self._all_native = all(self._flags.said(_KERNELS_AT))
 
     @property
     def native_ranks(self) -> Ranks | None:
@@ -128,10 +128,10 @@ class SharedMemory:
     def gather(self, part: torch.Tensor) -> list[torch.Tensor] | None:
         flat = _as_bytes(part.contiguous())
         width_at = _WIDTH_AT + (self._flags.sequence & 1)
-        self._words[self.rank * WORDS_PER_LINE + width_at] = part.shape[-1]
+        self._flags.say(width_at, part.shape[-1])
         self._write(flat, 0)
         self._flags.exchange()
-        widths = self._said(width_at)
+        widths = self._flags.said(width_at)
         row_bytes = part.shape[:-1].numel() * part.element_size()
         parts = self._make_parts(part, widths)
         buffers = [_as_bytes(each) for each in parts]
@@ -164,9 +164,6 @@ class SharedMemory:
             functools.partial(self._flags.wait, looked_s=poll_s),
         )
         return ranks
-
-    def _said(self, word: int) -> list[int]:
-        return [self._words[rank * WORDS_PER_LINE + word] for rank in range(self.num_ranks)]
 
     def _prepare(self, partial: torch.Tensor) -> None:
         """Views of the slots in this shape, kept until another shape comes."""
